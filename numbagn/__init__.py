@@ -1,0 +1,8 @@
+"""Group normalization for NumPy arrays, compiled by Numba."""
+
+from . import reference
+from .functional import group_norm, group_norm_backward, group_norm_forward
+
+__version__ = "0.1.0"
+
+__all__ = ["group_norm", "group_norm_backward", "group_norm_forward", "reference"]

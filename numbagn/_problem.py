@@ -1,0 +1,249 @@
+"""All checks of arguments with their error texts, and the canonical view of the arrays that pass them.
+
+Canonical means (N, C, S): samples, channels, positions, in one of two memory layouts the kernels have loops for.
+"""
+
+import math
+import numbers
+import operator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._arrays import as_array, float_row
+from ._dtypes import Dtype
+
+__all__ = ["Problem", "operand", "output", "parameter", "problem", "statistics"]
+
+CHANNELS_FIRST, CHANNELS_LAST = 0, 1
+ACTIVATIONS = (None, "relu", "silu", "gelu", "gelu_tanh")
+
+
+class Problem(NamedTuple):
+    """What is to be normalized: x, checked, in a memory layout the kernels know."""
+
+    x: np.ndarray
+    dtype: Dtype
+    shape: tuple[int, ...]
+    N: int
+    C: int
+    G: int
+    S: int
+    eps: float
+    activation: int
+    channel_axis: int
+    layout: int
+    order: tuple[int, ...]  # the spatial axes, outermost in memory first
+
+    @property
+    def size(self) -> int:
+        """Elements of x."""
+        return self.N * self.C * self.S
+
+    def steps(self, array: np.ndarray) -> tuple[int, int] | None:
+        """Elements from sample to sample and from row to row of `array`, or None where its memory is laid out otherwise."""
+        return steps_in(array.shape, array.strides, array.itemsize, self.channel_axis, self.order, self.layout)
+
+    def like_x(self, array: np.ndarray) -> np.ndarray:
+        """`array`, or a copy of it in x's layout where its memory is laid out otherwise or unaligned."""
+        if self.steps(array) is not None and array.flags.aligned:
+            return array
+        copy = self.empty(array.dtype)
+        np.copyto(copy, array)
+        return copy
+
+    def empty(self, dtype: np.dtype) -> np.ndarray:
+        """A new array of x's shape in x's layout."""
+        return empty_in(self.shape, dtype, self.channel_axis, self.order, self.layout)
+
+
+# ------------------------------------------------------------------------------------------------------ memory layouts
+
+
+def empty_in(
+    shape: tuple[int, ...], dtype: np.dtype, channel_axis: int, order: tuple[int, ...], layout: int
+) -> np.ndarray:
+    """A new array whose memory is densely laid out as asked."""
+    axes = (0, channel_axis, *order) if layout == CHANNELS_FIRST else (0, *order, channel_axis)
+    return np.empty([shape[a] for a in axes], dtype).transpose(np.argsort(axes))
+
+
+@lru_cache(maxsize=4096)
+def steps_in(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    itemsize: int,
+    channel_axis: int,
+    order: tuple[int, ...],
+    layout: int,
+) -> tuple[int, int] | None:
+    """(sample step, row step) in elements, if the strides (bytes) are those of the layout; the row step is 0 where unused.
+
+    Channels first: positions next to each other, channels one after the other. Channels last: channels next to each other,
+    positions in rows at least C apart. Samples lie anywhere.
+    """
+    if any(stride % itemsize for stride in strides):
+        return None
+    channels, channel_step = shape[channel_axis], strides[channel_axis] // itemsize
+    positions, position_step = 1, 0
+    for axis in reversed(order):
+        if shape[axis] == 1:
+            continue
+        step = strides[axis] // itemsize
+        if positions == 1:
+            position_step = step
+        elif step != position_step * positions:
+            return None
+        positions *= shape[axis]
+    sample_step = strides[0] // itemsize if shape[0] > 1 else 0
+    if layout == CHANNELS_FIRST:
+        fits = (positions == 1 or position_step == 1) and (channels == 1 or channel_step == positions)
+        return (sample_step, 0) if fits else None
+    fits = (channels == 1 or channel_step == 1) and (positions == 1 or position_step >= channels)
+    return (sample_step, position_step) if fits else None
+
+
+@lru_cache(maxsize=4096)
+def layout_of(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, channel_axis: int
+) -> tuple[int, tuple[int, ...]] | None:
+    """The layout and the order of spatial axes that describe these strides, or None."""
+    spatial = [axis for axis in range(1, len(shape)) if axis != channel_axis]
+    order = tuple(sorted(spatial, key=lambda axis: -abs(strides[axis])))
+    for layout in (CHANNELS_FIRST, CHANNELS_LAST):
+        if steps_in(shape, strides, itemsize, channel_axis, order, layout) is not None:
+            return layout, order
+    return None
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def problem(
+    x: Any, num_groups: Any, eps: Any = 0.0, channel_axis: Any = 1, activation: Any = None, name: str = "x"
+) -> Problem:
+    """Check x and the options; copy x only where no kernel can walk its memory."""
+    array = as_array(name, x)
+    row = float_row(name, array)
+    if array.ndim < 2:
+        raise ValueError(f"{name} must have at least 2 dimensions (N, C, ...), got shape {array.shape}")
+    axis = channel_axis_of(channel_axis, array.ndim)
+    channels = array.shape[axis]
+    groups = groups_of(num_groups, channels)
+    known = layout_of(array.shape, array.strides, array.itemsize, axis) if array.flags.aligned else None
+    if known is None and array.size:
+        # in the same memory order if that helps (a crop, a step), else channels first
+        dense = np.copy(array, order="K")
+        known = layout_of(dense.shape, dense.strides, dense.itemsize, axis)
+        if known is None:
+            known = CHANNELS_FIRST, tuple(a for a in range(1, array.ndim) if a != axis)
+            dense = empty_in(array.shape, array.dtype, axis, known[1], known[0])
+            np.copyto(dense, array)
+        array = dense
+    layout, order = known or (CHANNELS_FIRST, ())
+    positions = math.prod(array.shape[a] for a in range(1, array.ndim) if a != axis)
+    return Problem(
+        array, row, array.shape, array.shape[0], channels, groups, positions, epsilon(eps), activation_code(activation),
+        axis, layout, order,
+    )  # fmt: skip
+
+
+def integer(name: str, value: Any) -> int:
+    """A whole number that is not a bool."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+
+
+def channel_axis_of(channel_axis: Any, ndim: int) -> int:
+    """The channel axis counted from the front."""
+    axis = integer("channel_axis", channel_axis)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"channel_axis must be from 1 to {ndim - 1} or negative for {ndim} dimensions, got {axis}")
+    axis %= ndim
+    if axis == 0:
+        raise ValueError(
+            f"channel_axis must not be the batch axis 0, got {channel_axis}; a single sample needs a batch axis: x[None]"
+        )
+    return axis
+
+
+def groups_of(num_groups: Any, channels: int) -> int:
+    """The number of groups, a divisor of the number of channels."""
+    groups = integer("num_groups", num_groups)
+    if groups < 1 or channels % groups:
+        divisors = [g for g in range(1, channels + 1) if channels % g == 0] if channels <= 4096 else []
+        allowed = f"one of {', '.join(map(str, divisors))}" if divisors else f"a positive divisor of {channels}"
+        raise ValueError(f"num_groups must divide the {channels} channels: {allowed}; got {groups}")
+    return groups
+
+
+def epsilon(eps: Any) -> float:
+    """A finite number that is not negative."""
+    if isinstance(eps, (bool, np.bool_)) or not isinstance(eps, numbers.Real):
+        raise TypeError(f"eps must be a real number, got {eps!r}")
+    value = float(eps)
+    if not (math.isfinite(value) and value >= 0.0):
+        raise ValueError(f"eps must be finite and not negative, got {eps!r}")
+    return value
+
+
+def activation_code(activation: Any) -> int:
+    """The number kernels know an activation by; 0 for None."""
+    if activation is not None and not isinstance(activation, str):
+        raise TypeError(f"activation must be None or a string, got {activation!r}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+    return ACTIVATIONS.index(activation)
+
+
+def parameter(name: str, value: Any, p: Problem) -> np.ndarray | None:
+    """A weight or bias of shape (C,) or (N, C), dense and in the accumulator's dtype."""
+    if value is None:
+        return None
+    array = as_array(name, value)
+    float_row(name, array)
+    if array.shape != (p.C,) and array.shape != (p.N, p.C):
+        raise ValueError(f"{name} must have shape ({p.C},) or ({p.N}, {p.C}), got {array.shape}")
+    with np.errstate(over="ignore"):
+        return np.require(array, p.dtype.accumulator, ("C", "A"))
+
+
+def operand(name: str, value: Any, p: Problem) -> np.ndarray | None:
+    """A skip, residual or dy: of x's shape, in x's layout, of x's dtype or else the accumulator's."""
+    if value is None:
+        return None
+    array = as_array(name, value)
+    float_row(name, array)
+    if array.shape != p.shape:
+        raise ValueError(f"{name} must have x's shape {p.shape}, got {array.shape}")
+    if array.dtype != p.x.dtype:
+        with np.errstate(over="ignore"):
+            array = array.astype(p.dtype.accumulator, copy=False)
+    return p.like_x(array)
+
+
+def statistics(name: str, value: Any, p: Problem) -> np.ndarray:
+    """mean or rstd as float64 (N, G)."""
+    array = as_array(name, value)
+    float_row(name, array)
+    if array.shape != (p.N, p.G):
+        raise ValueError(f"{name} must have shape ({p.N}, {p.G}), got {array.shape}")
+    return np.require(array, np.float64, ("C", "A"))
+
+
+def output(value: Any, p: Problem) -> np.ndarray:
+    """Check `out`: what y or dx is to be written to."""
+    if type(value) not in (np.ndarray, np.memmap):
+        as_array("out", value)
+    if value.dtype != p.x.dtype:
+        raise TypeError(f"out must have x's dtype {p.x.dtype}, got {value.dtype}")
+    if value.shape != p.shape:
+        raise ValueError(f"out must have x's shape {p.shape}, got {value.shape}")
+    if not value.flags.writeable:
+        raise ValueError("out must be writable, got a read-only array")
+    return value

@@ -1,0 +1,76 @@
+"""How the work of a call is shared out: shapes in, numbers for `kernels.geometry` out. Every threshold stands here.
+
+The parts that statistics are summed in follow from the shape alone, so that the bits of a result do; whether the blocks
+are walked by one thread or several, whole or in phases, changes only the time.
+"""
+
+from functools import lru_cache
+
+from ._problem import CHANNELS_LAST
+
+__all__ = ["backward", "forward", "threads"]
+
+# Elements of one part: enough that its own cost is hidden (a call and a few float64 operations), few enough that a block
+# of some MiB feeds all threads. 16384 to 65536 measured the same.
+PART_ELEMENTS = 32768
+# Channels last: rows of a part, so many that filling the per-channel scratch is a small part of the work.
+PART_ROWS = 64
+# Bytes of x from which a second thread pays: entering a parallel region costs about 5 us (omp).
+PARALLEL_BYTES = 1 << 17
+# Tasks for each thread: where the layer shares them out as threads become free, the last to finish waits less.
+TASKS_PER_THREAD = 4
+
+
+@lru_cache(maxsize=1)
+def threads() -> int:
+    """The most threads Numba may use in this process."""
+    from numba import config
+
+    return int(config.NUMBA_NUM_THREADS)
+
+
+def _parts(total: int, part: int) -> tuple[int, int]:
+    """(elements of a part, number of parts) with parts as even as their number allows."""
+    count = max(1, -(-total // part))
+    return max(1, -(-total // count)), count
+
+
+def _shared(units: int, steps: int, nbytes: int, lanes: int) -> dict[str, int]:
+    """Parallel or not, and if so over whole blocks or in phases over parts of them."""
+    parallel = nbytes >= PARALLEL_BYTES and lanes > 1 and steps > 1
+    # whole blocks keep a block in its thread's cache; phases share out what is too few or uneven in blocks
+    whole = not parallel or (units >= lanes and (units % lanes == 0 or units >= 4 * lanes))
+    return {
+        "PARALLEL": int(parallel),
+        "FIRST": 0 if whole else 1,
+        "LAST": 1 if whole else 4,
+        "SLOTS": TASKS_PER_THREAD * lanes if parallel else 1,
+    }
+
+
+def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, lanes: int) -> dict[str, int]:
+    """Shares of the forward pass; `lanes` is the number of threads."""
+    D = C // G
+    if layout == CHANNELS_LAST:
+        rows, parts = _parts(S, max(PART_ROWS, PART_ELEMENTS // C))
+        work = {"UNITS": N, "PART": rows, "PARTS": parts, "SUMS": parts, "RUN": rows, "PIECES": parts}
+    else:
+        part, parts = _parts(D * S, PART_ELEMENTS)
+        run, runs = _parts(S, PART_ELEMENTS)
+        pieces = 1 if S == 1 else D * runs
+        work = {"UNITS": N * G, "PART": part, "PARTS": parts, "SUMS": parts, "RUN": run, "PIECES": pieces}
+    return work | _shared(work["UNITS"], work["UNITS"] * parts, N * C * S * itemsize, lanes)
+
+
+def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, lanes: int) -> dict[str, int]:
+    """Shares of the backward pass."""
+    D = C // G
+    if layout == CHANNELS_LAST:
+        # more rows than forward: the sums of a part are C pairs of float64, not G
+        rows, parts = _parts(S, max(4 * PART_ROWS, PART_ELEMENTS // C))
+        work = {"UNITS": N, "PART": rows, "PARTS": parts, "SUMS": parts, "RUN": rows, "PIECES": parts}
+    else:
+        run, parts = _parts(S, PART_ELEMENTS)
+        steps = 1 if S == 1 else D * parts
+        work = {"UNITS": N * G, "PART": run, "PARTS": parts, "SUMS": steps, "RUN": run, "PIECES": steps}
+    return work | _shared(work["UNITS"], work["UNITS"] * work["SUMS"], 2 * N * C * S * itemsize, lanes)

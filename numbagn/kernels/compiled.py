@@ -1,0 +1,108 @@
+"""How kernels are compiled: callees with `device`, entry points with `entry`, activations chosen by a `Code`."""
+
+import functools
+import hashlib
+import logging
+import os
+import pickle
+import pkgutil
+import time
+import warnings
+
+from numba import njit, typeof
+from numba.core.extending import overload
+
+from .formulas import ACTIVATIONS
+from .vectors import Code
+
+log = logging.getLogger("numbagn")
+
+# No fastmath flag: see vectors. NumPy's error model: no test for zero at each division.
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+device = njit(**OPTIONS)
+
+# ------------------------------------------------------------------------------------------------------- activations
+
+
+def activate(z, activation):
+    """The activation of z; z itself for code 0."""
+
+
+def slope(z, activation):
+    """The activation's derivative at z; 1 for code 0."""
+
+
+def _chosen_by_code(column, without):
+    def implementation(z, activation):
+        if not isinstance(activation, Code):
+            return None
+        if activation.value == 0:
+            return without
+        formula = list(ACTIVATIONS.values())[activation.value - 1][column]
+        return lambda z, activation: formula(z)
+
+    return implementation
+
+
+overload(activate)(_chosen_by_code(0, lambda z, activation: z))
+overload(slope)(_chosen_by_code(1, lambda z, activation: 1.0))
+
+# ------------------------------------------------------------------------------------------------------ entry points
+
+SOURCES = ("compiled", "formulas", "polynomials", "vectors", "geometry", "moments", "forward", "backward")
+# What reading a damaged, foreign or unwritable cache file has been seen to raise.
+CACHE_FAULTS = (OSError, EOFError, pickle.PickleError, AttributeError, ImportError, ValueError, IndexError, KeyError)
+
+
+@functools.cache
+def sources_digest():
+    """A number that changes with the text of any kernel module.
+
+    Numba's cache notices a changed entry point but not a changed callee; the digest is part of each entry point's
+    closure and so of its key in the cache. Never 0.
+    """
+    text = b"".join(pkgutil.get_data(__package__, f"{name}.py") or b"" for name in SOURCES)
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") | 1
+
+
+def entry(make):
+    """Turn a factory of kernels, whose parameters are all integers, into `kernel(arguments, *key)`.
+
+    It gives the compiled kernel for the types of `arguments`, from the on-disk cache where that works.
+    """
+    ready = {}
+
+    def kernel(arguments, *key):
+        if key not in ready:
+            ready[key] = _compile(make(*key, sources_digest()), key[-1], arguments)
+        return ready[key]
+
+    kernel.ready = ready
+    return kernel
+
+
+def _compile(function, parallel, arguments):
+    signature = tuple(typeof(a) for a in arguments)
+    started = time.perf_counter()
+    try:
+        if os.environ.get("NUMBAGN_CACHE", "1") == "0":
+            raise RuntimeError("switched off")
+        jitted = njit(function, parallel=bool(parallel), cache=True, **OPTIONS)
+        jitted.compile(signature)
+    except RuntimeError as fault:  # Numba found no folder to keep a cache in
+        log.debug("no cache: %s", fault)
+        jitted = None
+    except CACHE_FAULTS as fault:
+        warnings.warn(
+            f"numbagn: the cache of compiled kernels cannot be used ({type(fault).__name__}: {fault}); "
+            "compiling without it. Delete its files, or set NUMBA_CACHE_DIR to a private writable folder.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        jitted = None
+    if jitted is None:
+        jitted = njit(function, parallel=bool(parallel), **OPTIONS)
+        jitted.compile(signature)
+    verb = "loaded" if jitted.stats.cache_hits else "compiled"
+    log.info("%s %s in %.2f s", verb, function.__qualname__.split(".")[0], time.perf_counter() - started)
+    return jitted

@@ -1,0 +1,140 @@
+"""The formulas of group normalization and of its activations, on one lane.
+
+Functions of values that know +, -, *, / and of the primitives of `vectors`; compiled here for CPU vectors, and another
+target can compile each one's `py_func` for its own kind of value. No loops, no memory, no layout.
+
+`x_hat = (x - mean) * rstd` is never computed from ``x * rstd - mean * rstd``: at a mean of 1e4 that loses four digits.
+Instead x is first shifted by a number K near its mean, representable in the accumulator's type, so that the difference is
+exact or nearly so, and what K lacks is added in `offset = (K - mean) * rstd`. The shift works on halves, so that it
+cannot overflow while the result is finite.
+"""
+
+from numba import njit
+
+from .vectors import constant, fma, nearest, polynomial, power_of_two, where
+
+formula = njit(forceinline=True, error_model="numpy")
+
+HALF_SQRT_2 = 0.7071067811865476
+INV_SQRT_2_PI = 0.3989422804014327
+# gelu_tanh is x * sigmoid(u) with u = 2 * sqrt(2 / pi) * (x + 0.044715 * x**3)
+TANH_LINEAR = 1.5957691216057308
+TANH_CUBIC = 0.0713548162726009
+# Beyond it every activation is 0 or x; clamped there, infinities cannot meet a 0 and make NaN.
+EDGE = 2000.0
+
+
+@formula
+def half_difference(x, half_shift):
+    """(x - K) / 2 with half_shift = -K / 2."""
+    return fma(x, 0.5, half_shift)
+
+
+@formula
+def exp(z):
+    """e**z, at most 1.5 ulp; 0 and infinity beyond the range."""
+    low, high = constant(z, "exp lowest"), constant(z, "exp highest")
+    z = where(z < low, low, where(z > high, high, z))
+    n = nearest(z * 1.4426950408889634)
+    r = fma(n, -constant(z, "ln2 low"), fma(n, -constant(z, "ln2 high"), z))
+    # 2**n in two factors: each has a normal exponent also where the product overflows or is subnormal
+    first = nearest(n * 0.5)
+    return fma(r * r, polynomial(r, "exp"), r + 1.0) * power_of_two(first) * power_of_two(n - first)
+
+
+@formula
+def half_erfc(x, density):
+    """erfc(|x|) / 2, accurate relative to its size however small; density = exp(-x**2)."""
+    x = where(x < 0.0, -x, x)
+    k = constant(x, "erfc centre")
+    q = 1.0 / (x + k)
+    return density * polynomial(fma(q, -2.0 * k, 1.0), "erfc") * q * 0.5
+
+
+@formula
+def gauss(z):
+    """exp(-z**2 / 2); the rounding error of z**2, which the exponential would magnify, is taken out afterwards."""
+    square = z * z
+    lost = fma(z, z, -square)
+    e = exp(square * -0.5)
+    return fma(e, lost * -0.5, e)
+
+
+@formula
+def normal_cdf(z, density):
+    """The normal distribution function; density = exp(-z**2 / 2)."""
+    tail = half_erfc(z * HALF_SQRT_2, density)
+    return where(z < 0.0, tail, 1.0 - tail)
+
+
+@formula
+def clamp(z):
+    return where(z < -EDGE, -EDGE, where(z > EDGE, EDGE, z))
+
+
+@formula
+def clamp_below(z):
+    return where(z < -EDGE, -EDGE, z)
+
+
+@formula
+def sigmoid(z):
+    return 1.0 / (1.0 + exp(-z))
+
+
+@formula
+def relu(z):
+    return where(z < 0.0, 0.0, z)
+
+
+@formula
+def relu_slope(z):
+    return where(z <= 0.0, 0.0, 1.0)
+
+
+@formula
+def silu(z):
+    z = clamp_below(z)
+    return z / (1.0 + exp(-z))
+
+
+@formula
+def silu_slope(z):
+    z = clamp(z)
+    s = sigmoid(z)
+    return s * fma(z, 1.0 - s, 1.0)
+
+
+@formula
+def gelu(z):
+    c = clamp(z)
+    return clamp_below(z) * normal_cdf(c, gauss(c))
+
+
+@formula
+def gelu_slope(z):
+    z = clamp(z)
+    density = gauss(z)
+    return fma(z * INV_SQRT_2_PI, density, normal_cdf(z, density))
+
+
+@formula
+def gelu_tanh(z):
+    z = clamp_below(z)
+    return z / (1.0 + exp(-z * fma(z * z, TANH_CUBIC, TANH_LINEAR)))
+
+
+@formula
+def gelu_tanh_slope(z):
+    z = clamp(z)
+    s = sigmoid(z * fma(z * z, TANH_CUBIC, TANH_LINEAR))
+    return s * fma(z * (1.0 - s), fma(z * z, 3.0 * TANH_CUBIC, TANH_LINEAR), 1.0)
+
+
+# name: (the function, its derivative); code 0, no activation, has no row.
+ACTIVATIONS = {
+    "relu": (relu, relu_slope),
+    "silu": (silu, silu_slope),
+    "gelu": (gelu, gelu_slope),
+    "gelu_tanh": (gelu_tanh, gelu_tanh_slope),
+}

@@ -1,0 +1,335 @@
+"""The forward pass on the CPU: y = activation((x + skip - mean) * rstd * weight + bias + residual).
+
+Per memory layout three steps on one block, `sum_part`, `settle_block` and `write_piece`; `forward_kernel`, at the end,
+runs them over all blocks, in parallel or not. All bounds come from shapes alone and every step writes only what is its
+own, so the bits do not depend on how the steps are shared out.
+"""
+
+from numba import prange
+
+from .compiled import activate, device, entry
+from .geometry import (
+    B_C, B_N, C, CHANNELS_FIRST, D, FIRST, G, LAST, PART, PARTS, PIECES, RES_N, RES_R, RUN, S, SETTLE, SKIP_N, SKIP_R,
+    SLOT, SLOTS, SUM, SUMS, UNITS, W_C, W_N, WHOLE, WRITE, X_N, X_R, Y_N, Y_R,
+)  # fmt: skip
+from .moments import centred, difference, final_shift, settle, shifted_sums, shifts, skip_shift
+from .vectors import (
+    code, fma, lane_sum, lanes, load, load_one, offset, pointer, present, splat, store, store_one, values,
+)  # fmt: skip
+
+# Channels last: rows summed in accumulator precision, and rows of one column held in registers together. Eight
+# independent loads per column hide the distance between rows.
+ROWS_IN_ACCUMULATOR, ROWS_IN_REGISTERS = 512, 8
+
+
+@device
+def write_vector(px, ps, pr, py, ix, i_skip, ir, iy, count, half_shift, half_shift_skip, scale, shift, act):
+    """One vector of y. Each index is read before its own is written: y may be x, skip or residual itself."""
+    z = fma(centred(px, ps, ix, i_skip, count, half_shift, half_shift_skip), scale, shift)
+    if present(pr):
+        z = z + load(pr, ir, count)
+    store(py, iy, activate(z, act), count)
+
+
+@device
+def coefficients(px, ps, k, mean, rstd):
+    """(-K / 2, the same of skip, 2 * rstd, (K - mean) * rstd): x_hat from half differences."""
+    k_skip = skip_shift(px, ps, k, mean)
+    return -0.5 * k, -0.5 * k_skip, 2.0 * rstd, (k - mean + k_skip) * rstd
+
+
+# ------------------------------------------------------------------------------------------------------ channels first
+
+
+@device
+def sum_part_first(dims, u, k, px, ps, partial):
+    """Sums over part k of block u, PART consecutive elements."""
+    n, g = u // dims[G], u % dims[G]
+    size = dims[D] * dims[S]
+    x_base, skip_base = n * dims[X_N] + g * size, n * dims[SKIP_N] + g * size
+    start = k * dims[PART]
+    shift, shift_skip = shifts(px, ps, x_base, skip_base, 1, 0, 0, size)
+    total, squares = shifted_sums(
+        px, ps, x_base + start, skip_base + start, min(dims[PART], size - start), shift, shift_skip
+    )
+    at = 2 * (u * dims[PARTS] + k)
+    partial[at], partial[at + 1] = total, squares
+
+
+@device
+def settle_block_first(dims, u, px, ps, partial, mean, rstd, eps):
+    """Mean and rstd of block u from its partial sums, added in order."""
+    n, g = u // dims[G], u % dims[G]
+    size = dims[D] * dims[S]
+    x_base, skip_base = n * dims[X_N] + g * size, n * dims[SKIP_N] + g * size
+    shift, shift_skip = shifts(px, ps, x_base, skip_base, 1, 0, 0, size)
+    total, squares = 0.0, 0.0
+    for at in range(2 * u * dims[PARTS], 2 * (u + 1) * dims[PARTS], 2):
+        total += partial[at]
+        squares += partial[at + 1]
+    mean[u], rstd[u] = settle(
+        px, ps, x_base, skip_base, 1, 0, 0, size, shift, shift_skip, total, squares, eps
+    )
+    partial[2 * u * dims[PARTS]] = final_shift(px, ps, x_base, 1, 0, size, mean[u])
+
+
+@device
+def write_piece_first(dims, u, piece, px, ps, pr, py, weight, bias, mean, rstd, partial, act):
+    """Piece of block u: RUN positions of one channel; where S = 1 a channel is one element, and the piece is all."""
+    n, g = u // dims[G], u % dims[G]
+    d_count, s_count = dims[D], dims[S]
+    size = d_count * s_count
+    x_base = n * dims[X_N] + g * size
+    half_shift, half_shift_skip, rstd_2, lack = coefficients(
+        px, ps, partial[2 * u * dims[PARTS]], mean[u], rstd[u]
+    )
+    h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
+    width = lanes(px)
+    if s_count == 1:
+        pw, pb = values(weight), values(bias)
+        wi, bi = n * dims[W_N] + g * d_count * dims[W_C], n * dims[B_N] + g * d_count * dims[B_C]
+        ix, i_skip = x_base, n * dims[SKIP_N] + g * size
+        ir, iy = n * dims[RES_N] + g * size, n * dims[Y_N] + g * size
+        d = 0
+        while d + width <= d_count:
+            w, b = along(pw, wi, d, dims[W_C], None), along(pb, bi, d, dims[B_C], None)
+            write_vector(
+                px, ps, pr, py, ix + d, i_skip + d, ir + d, iy + d, None, h, h_skip, w * rstd_2, fma(w, lack, b), act
+            )
+            d += width
+        if d < d_count:
+            count = d_count - d
+            w, b = along(pw, wi, d, dims[W_C], count), along(pb, bi, d, dims[B_C], count)
+            write_vector(
+                px, ps, pr, py, ix + d, i_skip + d, ir + d, iy + d, count, h, h_skip, w * rstd_2, fma(w, lack, b), act
+            )
+        return
+    runs = dims[PIECES] // d_count
+    d, run = piece // runs, piece % runs
+    c = g * d_count + d
+    w, b = weight[n * dims[W_N] + c * dims[W_C]], bias[n * dims[B_N] + c * dims[B_C]]
+    scale, shift = splat(px, rstd_2 * w), splat(px, lack * w + b)
+    i = c * s_count + run * dims[RUN]
+    end = min(i + dims[RUN], (c + 1) * s_count)
+    ix, i_skip, ir, iy = n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N], n * dims[Y_N]
+    while i + width <= end:
+        write_vector(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, None, h, h_skip, scale, shift, act)
+        i += width
+    if i < end:
+        write_vector(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, end - i, h, h_skip, scale, shift, act)
+
+
+@device
+def along(ptr, base, d, stride, count):
+    """A parameter's values for a vector of channels from d on; stride 0: one value for all."""
+    if stride == 0:
+        return splat(ptr, load_one(ptr, base))
+    return load(ptr, base + d, count)
+
+
+# ------------------------------------------------------------------------------------------------------- channels last
+
+
+@device
+def group_sum(ptr, start, n):
+    """The sum of n values in float64, vector by vector."""
+    width, total, i = lanes(ptr), 0.0, 0
+    while i + width <= n:
+        total += lane_sum(load(ptr, start + i, None))
+        i += width
+    if i < n:
+        total += lane_sum(load(ptr, start + i, n - i))
+    return total
+
+
+@device
+def sum_column(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, c, pitch, count):
+    """Add `rows` rows of the vector of channels at c to that column's sums in the task's scratch."""
+    k, k_skip = load(slot, c, None), load(slot, pitch + c, None)
+    s = splat(px, 0.0)
+    q = s
+    for r in range(rows):
+        d = difference(px, ps, ix + r * x_stride + c, i_skip + r * skip_stride + c, k, k_skip, count)
+        s, q = s + d, fma(d, d, q)
+    store(slot, 2 * pitch + c, load(slot, 2 * pitch + c, None) + s, None)
+    store(slot, 3 * pitch + c, load(slot, 3 * pitch + c, None) + q, None)
+
+
+@device
+def sum_part_last(dims, n, k, px, ps, slot, partial):
+    """Sums per group over part k of sample n, PART rows. Scratch: K, K of skip, sums, sums of squares by channel."""
+    c_count, g_count, d_count, s_count = dims[C], dims[G], dims[D], dims[S]
+    x_base, skip_base = n * dims[X_N], n * dims[SKIP_N]
+    width = lanes(px)
+    pitch = pitch_of(c_count, width)
+    at = 2 * (n * dims[PARTS] + k) * g_count
+    for g in range(g_count):
+        start = g * d_count
+        shift, shift_skip = shifts(
+            px, ps, x_base + start, skip_base + start, s_count, dims[X_R], dims[SKIP_R], d_count
+        )
+        for c in range(start, start + d_count):
+            store_one(slot, c, shift)
+            store_one(slot, pitch + c, shift_skip)
+        partial[at + 2 * g], partial[at + 2 * g + 1] = 0.0, 0.0
+    end = min((k + 1) * dims[PART], s_count)
+    full = c_count // width * width
+    zero = splat(px, 0.0)
+    for flush in range(k * dims[PART], end, ROWS_IN_ACCUMULATOR):
+        for c in range(2 * pitch, 4 * pitch, width):
+            store(slot, c, zero, None)
+        stop = min(flush + ROWS_IN_ACCUMULATOR, end)
+        for r in range(flush, stop, ROWS_IN_REGISTERS):
+            rows = min(ROWS_IN_REGISTERS, stop - r)
+            ix, i_skip = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R]
+            for c in range(0, full, width):
+                sum_column(px, ps, ix, i_skip, rows, dims[X_R], dims[SKIP_R], slot, c, pitch, None)
+            if full < c_count:
+                sum_column(
+                    px, ps, ix, i_skip, rows, dims[X_R], dims[SKIP_R], slot, full, pitch, c_count - full
+                )
+        for g in range(g_count):
+            partial[at + 2 * g] += group_sum(slot, 2 * pitch + g * d_count, d_count)
+            partial[at + 2 * g + 1] += group_sum(slot, 3 * pitch + g * d_count, d_count)
+
+
+@device
+def pitch_of(c_count, width):
+    """Values from one row of scratch to the next: C rounded up to whole vectors."""
+    return (c_count + width - 1) // width * width
+
+
+@device
+def settle_block_last(dims, n, px, ps, partial, mean, rstd, eps):
+    """Mean and rstd of every group of sample n from the partial sums, added in order."""
+    g_count, d_count, s_count = dims[G], dims[D], dims[S]
+    for g in range(g_count):
+        x_base, skip_base = n * dims[X_N] + g * d_count, n * dims[SKIP_N] + g * d_count
+        shift, shift_skip = shifts(px, ps, x_base, skip_base, s_count, dims[X_R], dims[SKIP_R], d_count)
+        total, squares = 0.0, 0.0
+        for k in range(dims[PARTS]):
+            at = 2 * ((n * dims[PARTS] + k) * g_count + g)
+            total += partial[at]
+            squares += partial[at + 1]
+        u = n * g_count + g
+        mean[u], rstd[u] = settle(
+            px, ps, x_base, skip_base, s_count, dims[X_R], dims[SKIP_R], d_count, shift, shift_skip, total, squares, eps
+        )
+        partial[2 * (n * dims[PARTS] * g_count + g)] = final_shift(
+            px, ps, x_base, s_count, dims[X_R], d_count, mean[u]
+        )
+
+
+@device
+def write_piece_last(dims, n, piece, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
+    """RUN rows of sample n. Scratch: both half shifts, scale and shift by channel."""
+    c_count, g_count, d_count, s_count = dims[C], dims[G], dims[D], dims[S]
+    width = lanes(px)
+    pitch = pitch_of(c_count, width)
+    for g in range(g_count):
+        u = n * g_count + g
+        k = partial[2 * (n * dims[PARTS] * g_count + g)]
+        half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, k, mean[u], rstd[u])
+        for c in range(g * d_count, (g + 1) * d_count):
+            w = weight[n * dims[W_N] + c * dims[W_C]]
+            store_one(slot, c, half_shift)
+            store_one(slot, pitch + c, half_shift_skip)
+            store_one(slot, 2 * pitch + c, rstd_2 * w)
+            store_one(slot, 3 * pitch + c, lack * w + bias[n * dims[B_N] + c * dims[B_C]])
+    full = c_count // width * width
+    for r in range(piece * dims[RUN], min((piece + 1) * dims[RUN], s_count)):
+        ix, i_skip = n * dims[X_N] + r * dims[X_R], n * dims[SKIP_N] + r * dims[SKIP_R]
+        ir, iy = n * dims[RES_N] + r * dims[RES_R], n * dims[Y_N] + r * dims[Y_R]
+        for c in range(0, full, width):
+            h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
+            scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
+            write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, None, h, h_skip, scale, shift, act)
+        if full < c_count:
+            c, count = full, c_count - full
+            h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
+            scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
+            write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, count, h, h_skip, scale, shift, act)
+
+
+# ------------------------------------------------------------------------------------------------------ all the blocks
+
+
+@device
+def steps_first(phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, rstd, partial, act):
+    """Channels first: steps low .. high - 1 of a phase."""
+    parts, pieces = dims[PARTS], dims[PIECES]
+    for i in range(low, high):
+        if phase == WHOLE:
+            for k in range(parts):
+                sum_part_first(dims, i, k, px, ps, partial)
+            settle_block_first(dims, i, px, ps, partial, mean, rstd, eps)
+            for piece in range(pieces):
+                write_piece_first(dims, i, piece, px, ps, pr, py, weight, bias, mean, rstd, partial, act)
+        elif phase == SUM:
+            sum_part_first(dims, i // parts, i % parts, px, ps, partial)
+        elif phase == SETTLE:
+            settle_block_first(dims, i, px, ps, partial, mean, rstd, eps)
+        else:
+            write_piece_first(dims, i // pieces, i % pieces, px, ps, pr, py, weight, bias, mean, rstd, partial, act)
+
+
+@device
+def steps_last(phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, rstd, partial, slot, act):
+    """Channels last: steps low .. high - 1 of a phase."""
+    parts, pieces = dims[PARTS], dims[PIECES]
+    for i in range(low, high):
+        if phase == WHOLE:
+            for k in range(parts):
+                sum_part_last(dims, i, k, px, ps, slot, partial)
+            settle_block_last(dims, i, px, ps, partial, mean, rstd, eps)
+            for piece in range(pieces):
+                write_piece_last(dims, i, piece, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act)
+        elif phase == SUM:
+            sum_part_last(dims, i // parts, i % parts, px, ps, slot, partial)
+        elif phase == SETTLE:
+            settle_block_last(dims, i, px, ps, partial, mean, rstd, eps)
+        else:
+            write_piece_last(dims, i // pieces, i % pieces, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act)
+
+
+@device
+def steps_in(phase, dims):
+    """How many steps a phase has."""
+    if phase == SUM:
+        return dims[UNITS] * dims[SUMS]
+    if phase == WRITE:
+        return dims[UNITS] * dims[PIECES]
+    return dims[UNITS]
+
+
+@entry
+def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, parallel, sources):
+    """Make the forward kernel of one specialisation; all arguments are integers, so that it can be cached.
+
+    The kernel reads flat arrays (storage kinds as given, parameters and scratch in the accumulator's type, statistics and
+    partial sums in float64) by the strides in `dims`, and fills y, mean and rstd.
+    """
+
+    def forward(dims, eps, x, skip, residual, y, weight, bias, mean, rstd, partial, scratch):
+        if sources == 0:
+            return
+        for phase in range(dims[FIRST], dims[LAST]):
+            steps = steps_in(phase, dims)
+            tasks = min(steps, dims[SLOTS]) if parallel else 1
+            # over the (n, g) blocks or parts of them, a stretch of neighbours to each task
+            for t in prange(tasks):
+                low, high = t * steps // tasks, (t + 1) * steps // tasks
+                px, ps = pointer(x, x_kind), pointer(skip, skip_kind)
+                pr, py = pointer(residual, residual_kind), pointer(y, x_kind)
+                if layout == CHANNELS_FIRST:
+                    steps_first(
+                        phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, rstd, partial, code(activation)
+                    )
+                else:
+                    slot = offset(values(scratch), t * dims[SLOT])
+                    steps_last(
+                        phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, rstd, partial, slot,
+                        code(activation),
+                    )  # fmt: skip
+
+    return forward
