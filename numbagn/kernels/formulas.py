@@ -13,7 +13,7 @@ from numba import njit
 
 from .vectors import constant, fma, nearest, polynomial, power_of_two, where
 
-formula = njit(forceinline=True, error_model="numpy")
+formula = njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 HALF_SQRT_2 = 0.7071067811865476
 INV_SQRT_2_PI = 0.3989422804014327
