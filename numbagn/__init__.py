@@ -2,7 +2,8 @@
 
 from . import reference
 from .functional import group_norm, group_norm_backward, group_norm_forward
+from .layers import GroupNorm
 
 __version__ = "0.1.0"
 
-__all__ = ["group_norm", "group_norm_backward", "group_norm_forward", "reference"]
+__all__ = ["GroupNorm", "group_norm", "group_norm_backward", "group_norm_forward", "reference"]

@@ -1,0 +1,156 @@
+"""Weights and biases by name: out of a mapping, an .npz archive or a .safetensors file. Pickles are never read."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+# The spellings in use: PyTorch and ONNX Runtime; Flax and ONNX; Keras and the papers.
+SPELLINGS = (("weight", "bias"), ("scale", "bias"), ("gamma", "beta"))
+_LEAVES = tuple(dict.fromkeys(leaf for pair in SPELLINGS for leaf in pair))
+_ALLOWED = "weight/bias, scale/bias or gamma/beta"
+
+
+def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Any]:
+    """
+    Read one layer's parameters from a file.
+
+    Parameters
+    ----------
+    path : path
+        An ``.npz`` or ``.safetensors`` file.
+    prefix : str, optional
+        What stands before the parameters' names, separator included: ``"down.0.norm1."``.
+
+    Returns
+    -------
+    dict
+        ``{"weight": array or None, "bias": array or None}``, at least one of them an array.
+    """
+    arrays = load_file(path, prefix)
+    try:
+        weight, bias = find_parameters(arrays, prefix)
+    except ValueError as err:
+        raise ValueError(f"weights file {path}: {err}") from None
+    return {"weight": weight, "bias": bias}
+
+
+def load_file(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Any]:
+    """
+    Read the arrays of a weight file and close it.
+
+    Parameters
+    ----------
+    path : path
+        An ``.npz`` archive (read without pickle) or a ``.safetensors`` file (read through the `safetensors` package).
+    prefix : str, optional
+        Read only the arrays whose names start with it: one layer of a large file. Where there are none, the error
+        tells which prefixes there are.
+
+    Returns
+    -------
+    dict of str to ndarray
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"weights file {path} ends in {suffix!r}; allowed: .npz, .safetensors")
+    with path.open("rb"):  # one plain OSError for a missing or unreadable file, whatever the format's own reader says
+        pass
+    return _load_npz(path, prefix) if suffix == ".npz" else _load_safetensors(path, prefix)
+
+
+def find_parameters(mapping: Mapping[str, Any], prefix: str = "") -> tuple[Any, Any]:
+    """
+    Find a layer's weight and bias in a mapping of names to arrays.
+
+    Parameters
+    ----------
+    mapping : mapping of str to array
+        For example a state dict. Names outside the layer are passed over.
+    prefix : str, optional
+        What stands before the parameters' names, separator included: ``"down.0.norm1."``.
+
+    Returns
+    -------
+    weight, bias : array or None
+        As they stand in `mapping`; at least one is not None. Known names are weight/bias, scale/bias and gamma/beta.
+
+    Raises
+    ------
+    ValueError
+        No known name stands under `prefix`, or the names belong to more than one spelling, so that it is not clear
+        which to take.
+    """
+    present = [leaf for leaf in _LEAVES if prefix + leaf in mapping]
+    if not present:
+        raise ValueError(_not_found(mapping, prefix))
+    for weight, bias in SPELLINGS:
+        if set(present) <= {weight, bias}:
+            return mapping.get(prefix + weight), mapping.get(prefix + bias)
+    names = ", ".join(prefix + leaf for leaf in present)
+    raise ValueError(f"ambiguous parameter names: found {names}; allowed: one of {_ALLOWED}, not a mixture")
+
+
+def _load_npz(path: Path, prefix: str) -> dict[str, Any]:
+    import numpy as np
+
+    # np.load looks at the content, not at the name: it would take a pickle or a single array too.
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"weights file {path} is not an .npz archive")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            every = archive.files
+            arrays = {name: archive[name] for name in every if name.startswith(prefix)}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+        raise ValueError(f"weights file {path} cannot be read: {err}") from None
+    return _unless_empty(arrays, every, prefix, path)
+
+
+def _load_safetensors(path: Path, prefix: str) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise ImportError(
+            f"reading {path} needs the safetensors package: pip install safetensors (or save the weights as .npz)"
+        ) from None
+    try:
+        with safe_open(path, framework="numpy") as archive:
+            every = list(archive.keys())
+            arrays = {name: archive.get_tensor(name) for name in every if name.startswith(prefix)}
+    # The last three are what a dtype unknown to NumPy gives, bfloat16 without ml_dtypes for example.
+    except (SafetensorError, ImportError, AttributeError, TypeError) as err:
+        raise ValueError(f"weights file {path} cannot be read: {err}") from None
+    return _unless_empty(arrays, every, prefix, path)
+
+
+def _unless_empty(arrays: dict[str, Any], every: list[str], prefix: str, path: Path) -> dict[str, Any]:
+    if not arrays:
+        raise ValueError(f"weights file {path}: {_not_found(every, prefix)}")
+    return arrays
+
+
+def _not_found(names: Iterable[str], prefix: str) -> str:
+    """Say which prefixes would have worked, or else which names there are."""
+    every = list(names)
+    where = f"under prefix {prefix!r}" if prefix else "without a prefix"
+    prefixes = dict.fromkeys(head for name in every for head in _heads(name))
+    if prefixes:
+        return f"no {_ALLOWED} {where}; prefixes that have them: {_listing(prefixes)}"
+    return f"no {_ALLOWED} {where}; names found: {_listing(every)}"
+
+
+def _heads(name: str) -> list[str]:
+    """Give what stands before a known parameter name, where a separator ends it: "a.norm." of "a.norm.weight"."""
+    heads = (name.removesuffix(leaf) for leaf in _LEAVES if name.endswith(leaf))
+    return [head for head in heads if not head or not head[-1].isalnum()]
+
+
+def _listing(names: Iterable[str], limit: int = 8) -> str:
+    every = sorted(names)
+    shown = ", ".join(repr(name) for name in every[:limit]) or "none"
+    return shown if len(every) <= limit else f"{shown}, ... ({len(every)} in all)"
