@@ -1,0 +1,209 @@
+"""The command line: `python -m numbagn` checks the installation, `python -m numbagn normalize` works on array files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+# NumPy, numba and the library itself are imported inside the commands, so that --help and a mistyped option
+# answer at once.
+
+_DESCRIPTION = "Group normalization for NumPy arrays. Without a command: check this installation, in a few seconds."
+
+_EPILOG = """\
+examples:
+  python -m numbagn
+      versions, threads, accuracy by dtype and speed on this machine; exit code 0 if all is well, else 1
+  python -m numbagn normalize features.npy normalized.npy --num-groups 32
+      normalise an array file, larger than memory too
+  python -m numbagn normalize --help
+      all options, with examples
+"""
+
+_NORMALIZE_DESCRIPTION = """\
+Apply group normalization to the array in IN and write the result to OUT.
+
+IN is an array of shape (N, C, ...) written by numpy.save: N samples, C channels. The files may be larger than
+memory. OUT appears whole or not at all: the work goes to a temporary file in OUT's folder, which takes OUT's
+place at the end, so that an error, Ctrl-C or SIGTERM leaves an old OUT as it was. IN and OUT may be the same.
+"""
+
+_NORMALIZE_EPILOG = """\
+examples:
+  python -m numbagn normalize features.npy normalized.npy --num-groups 32
+      (N, C, H, W) in, the same shape and dtype out
+  python -m numbagn normalize photos.npy out.npy --num-groups 1 --channel-axis -1
+      (N, H, W, 3) bytes in, float32 out
+  python -m numbagn normalize photo.npy out.npy --num-groups 3 --channel-axis -1 --add-batch-axis
+      one photograph, (H, W, 3)
+  python -m numbagn normalize features.npy out.npy --num-groups 32 --activation silu \\
+          --weights unet.safetensors --prefix down.0.norm1.
+      with the layer's own weight and bias, then SiLU
+
+exit code: 0 written; 2 bad usage or input, one line on stderr says what; 130 Ctrl-C; 143 SIGTERM
+"""
+
+
+class _UsageError(ValueError):
+    """What argparse found wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise, so that every error of the program leaves by the same door, as one line."""
+        raise _UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments, by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code: 0 all well, 1 the self-check found a fault, 2 bad usage or input, 128 + n for signal n.
+    """
+    try:
+        code = _run(argv)
+        if sys.stdout is not None:  # None where the caller closed it (`>&-`)
+            sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Python would flush once more at exit and complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as err:
+        return _fail(f"{err.filename}: {err.strerror}" if err.filename and err.strerror else err.strerror or str(err))
+    except MemoryError as err:
+        return _fail(f"out of memory: {err}" if str(err) else "out of memory")
+    except (ValueError, TypeError, ImportError) as err:
+        return _fail(str(err))
+    except Exception as err:
+        return _fail(f"unexpected {type(err).__name__}: {err}")
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print("numbagn: error:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = _build_parser()
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as end:  # --help and --version, already printed
+        return int(end.code or 0)
+    if options.version:
+        from numbagn import __version__
+
+        print("numbagn", __version__)
+        return 0
+    if options.command == "normalize":
+        return _normalize(options)
+    from numbagn import _selfcheck
+
+    return _selfcheck.run()
+
+
+def _build_parser() -> _Parser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="python -m numbagn",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    normalize = commands.add_parser(
+        "normalize",
+        help="normalise an .npy file into another",
+        description=_NORMALIZE_DESCRIPTION,
+        epilog=_NORMALIZE_EPILOG,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    normalize.add_argument("source", metavar="IN", help="an .npy file: float16, float32, float64 or integers")
+    normalize.add_argument("target", metavar="OUT", help="the .npy file to write; may be IN")
+    normalize.add_argument(
+        "--num-groups", type=int, required=True, metavar="G", help="number of groups; divides the number of channels"
+    )
+    normalize.add_argument(
+        "--eps", type=float, default=1e-5, metavar="E", help="added to the variance (default %(default)s)"
+    )
+    normalize.add_argument(
+        "--weights", metavar="FILE", help="an .npz or .safetensors file with weight/bias, scale/bias or gamma/beta"
+    )
+    normalize.add_argument(
+        "--prefix", metavar="P", help="what stands before those names in FILE, with its dot: down.0.norm1."
+    )
+    normalize.add_argument(
+        "--channel-axis", type=int, default=1, metavar="A", help="the axis of the channels (default 1; -1 = last)"
+    )
+    normalize.add_argument("--activation", metavar="NAME", help="applied last: relu, silu, gelu or gelu_tanh")
+    normalize.add_argument(
+        "--dtype",
+        choices=("float16", "float32", "float64"),
+        help="dtype of OUT (default: that of IN, float32 for integers)",
+    )
+    normalize.add_argument(
+        "--add-batch-axis",
+        action="store_true",
+        help="IN is one sample, (C, ...); A counts with the batch axis put in front, and OUT has IN's shape",
+    )
+    bar = normalize.add_mutually_exclusive_group()
+    bar.add_argument("--progress", action="store_true", help="draw the progress bar on stderr even if not a terminal")
+    bar.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _normalize(options: argparse.Namespace) -> int:
+    if options.prefix is not None and options.weights is None:
+        raise _UsageError("--prefix is given without --weights (see python -m numbagn normalize --help)")
+    if not options.target.endswith(".npy"):
+        raise _UsageError(f"OUT is {options.target}; allowed: a name that ends in .npy")
+
+    from numbagn import _files, _weights
+
+    parameters: dict[str, Any] = {}
+    if options.weights is not None:
+        parameters = _weights.read_weights(options.weights, options.prefix or "")
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    wanted = options.progress or (on_terminal and not options.quiet)
+    try:
+        with _files.ProgressBar(sys.stderr) as bar:
+            report = _files.normalize_file(
+                options.source,
+                options.target,
+                options.num_groups,
+                **parameters,
+                eps=options.eps,
+                channel_axis=options.channel_axis,
+                activation=options.activation,
+                dtype=options.dtype,
+                add_batch_axis=options.add_batch_axis,
+                progress=bar if wanted else None,
+            )
+    except _files.Stopped as stop:
+        reason = "interrupted" if stop.signum == signal.SIGINT else f"ended by {signal.Signals(stop.signum).name}"
+        return _fail(reason, 128 + stop.signum)
+    speed = report.nbytes / report.seconds / 1e9
+    groups = "1 group" if options.num_groups == 1 else f"{options.num_groups} groups"
+    print(f"wrote {options.target}: {report.shape} {report.dtype}, {groups}, {report.seconds:.2f} s, {speed:.2f} GB/s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

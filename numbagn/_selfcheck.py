@@ -1,0 +1,254 @@
+"""The self-check behind `python -m numbagn`: what is installed, is it right, is it fast."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Array = Any
+
+# One (N, C, H, W) shape for accuracy: small enough that the float64 definition costs nothing, and an odd size.
+SHAPE = (2, 32, 33, 31)
+GROUPS = 8
+SPEED_SHAPE = (2, 320, 64, 64)
+SPEED_GROUPS = 32
+SPEED_ROUNDS = 15
+EPS = 1e-5
+
+
+class Case(NamedTuple):
+    """One accuracy check: a dtype, the mean of the input whose variance is 1, and the error allowed."""
+
+    dtype: str
+    offset: float
+    # For the 16-bit dtypes half a unit in the last place of the largest output, for the others the library's promise.
+    allowed: float | None
+
+
+CASES = (
+    Case("float16", 0.0, None),
+    Case("bfloat16", 0.0, None),
+    Case("float32", 0.0, 2e-6),
+    Case("float32", 1e4, 2e-6),
+    Case("float64", 0.0, 1e-12),
+)
+
+
+def run() -> int:
+    """
+    Print versions, accuracy and speed, and say in words whether all is well.
+
+    Returns
+    -------
+    int
+        0 when every check holds, else 1.
+    """
+    faults: list[str] = []
+    try:
+        _print_versions()
+        if _numba().config.DISABLE_JIT:
+            faults.append("NUMBA_DISABLE_JIT is set: nothing is compiled, so there is nothing to check")
+        else:
+            _compile()
+            _print_threads()
+            faults += _check_accuracy()
+            faults += _check_bits()
+            faults += _check_speed()
+    except Exception as err:  # whatever is broken here, the user gets one line about it and not a traceback
+        faults.append(f"{type(err).__name__}: {' '.join(str(err).split())}")
+    print()
+    for fault in faults:
+        print("FAULT:", fault)
+    print("Something is wrong, see above." if faults else "All is well: every check holds.")
+    return 1 if faults else 0
+
+
+def _print_versions() -> None:
+    from numbagn import __version__
+
+    print(f"numbagn {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    print("packages:", ", ".join(f"{name} {_version(name)}" for name in ("numba", "llvmlite", "numpy", "ml_dtypes")))
+    print("CPU:     ", _cpu_name())
+    print("GPU:      none is used, this version has no GPU path")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # not Linux
+    return f"{name}, {os.cpu_count()} logical cores"
+
+
+def _numba() -> Any:
+    # numba's type hints name neither its settings nor its threading layer; a module imported like this is Any.
+    return importlib.import_module("numba")
+
+
+def _print_threads() -> None:
+    numba = _numba()
+    try:
+        layer = f"threading layer {numba.threading_layer()}"
+    except ValueError:
+        layer = "threading layer not started (all calls ran serially)"
+    print(f"threads:  {numba.get_num_threads()}, {layer}")
+
+
+def _compile() -> None:
+    """Make every call of this check once, so that none of the later timings holds a compilation."""
+    print("compiling what is not in the cache yet (the first time up to a minute) ...", end=" ", flush=True)
+    started = time.perf_counter()
+    for case in CASES:
+        dtype = _dtype(case.dtype)
+        if dtype is not None:
+            _group_norm(*_inputs(SHAPE, dtype, case.offset), GROUPS)
+    x, weight, bias = _inputs(SPEED_SHAPE, _dtype("float32"), 0.0)
+    _group_norm(x, weight, bias, SPEED_GROUPS)
+    print(f"{time.perf_counter() - started:.1f} s")
+
+
+def _check_accuracy() -> list[str]:
+    import numpy as np
+
+    from numbagn import reference
+
+    definition: Callable[..., tuple[Array, Array, Array]] = reference.group_norm  # has no type hints of its own
+    print("\naccuracy, against the definition in float64")
+    print(f"  {'dtype':<10}{'mean of x':>10}{'max error':>12}{'allowed':>12}")
+    faults = []
+    for case in CASES:
+        dtype = _dtype(case.dtype)
+        if dtype is None:
+            print(f"  {case.dtype:<10}{'':>10}  not checked, ml_dtypes is not installed")
+            continue
+        x, weight, bias = _inputs(SHAPE, dtype, case.offset)
+        expected, _, _ = definition(x, GROUPS, weight, bias, EPS)
+        error = float(np.max(np.abs(_group_norm(x, weight, bias, GROUPS).astype(np.float64) - expected)))
+        allowed = case.allowed or 0.51 * _spacing(dtype) * float(np.max(np.abs(expected)))
+        good = error <= allowed  # False for NaN
+        print(f"  {case.dtype:<10}{case.offset:>10g}{error:>12.1e}{allowed:>12.1e}  {'ok' if good else 'WRONG'}")
+        if not good:
+            faults.append(f"{case.dtype} at mean {case.offset:g} is off by {error:.1e}, allowed {allowed:.1e}")
+    return faults
+
+
+def _check_bits() -> list[str]:
+    import numpy as np
+
+    x, weight, bias = _inputs(SPEED_SHAPE, _dtype("float32"), 0.0)
+    batch = _group_norm(x, weight, bias, SPEED_GROUPS)
+    alone = _group_norm(x[1:], weight, bias, SPEED_GROUPS)
+    same = np.array_equal(batch[1:].view(np.uint32), alone.view(np.uint32))
+    print(f"  a sample alone and in a batch: {'the same bits' if same else 'DIFFERENT BITS'}")
+    return [] if same else ["a sample gets other bits alone than in a batch"]
+
+
+def _check_speed() -> list[str]:
+    import numpy as np
+
+    x, weight, bias = _inputs(SPEED_SHAPE, _dtype("float32"), 0.0)
+    out = np.empty_like(x)
+    moved = 2 * x.nbytes
+
+    def copy() -> None:
+        np.copyto(out, x)
+
+    def norm() -> None:
+        _group_norm(x, weight, bias, SPEED_GROUPS, out=out)
+
+    def definition() -> None:
+        _definition(x, weight, bias, SPEED_GROUPS)
+
+    times = _time((norm, copy, definition), SPEED_ROUNDS)
+    medians = [statistics.median(seconds) for seconds in times]
+    shape = "x".join(str(size) for size in SPEED_SHAPE)
+    print(f"\nspeed, {shape} float32, {SPEED_GROUPS} groups, {moved / 1e6:.0f} MB read and written")
+    for name, median in zip(("numbagn", "NumPy copy", "NumPy definition"), medians, strict=True):
+        print(f"  {name:<18}{median * 1e3:>8.2f} ms{moved / median / 1e9:>8.1f} GB/s")
+    to_copy, to_definition = medians[0] / medians[1], medians[2] / medians[0]
+    print(f"  numbagn takes {to_copy:.1f} times as long as the copy, and the definition {to_definition:.1f} times")
+    print("  as long as numbagn")
+    if to_copy > 4:
+        print("  slower than usual: are other programs using the cores? With the omp layer,")
+        print("  the environment variable OMP_WAIT_POLICY=passive helps then")
+    # Judged by the best of each: a busy machine is no fault of the installation.
+    good = min(times[0]) < min(times[2])
+    return [] if good else [f"slower than NumPy's definition, {min(times[0]):.2g} s against {min(times[2]):.2g} s"]
+
+
+def _time(functions: tuple[Callable[[], None], ...], rounds: int) -> list[list[float]]:
+    """Time functions in turn, so that a change of the machine's mood meets all of them."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds + 1):
+        for function, seconds in zip(functions, times, strict=True):
+            started = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - started)
+    return [seconds[1:] for seconds in times]  # the first round warms up
+
+
+def _definition(x: Array, weight: Array, bias: Array, num_groups: int) -> Array:
+    """Write group normalization as one would in NumPy, in the dtype of `x`."""
+    import numpy as np
+
+    grouped = x.reshape(x.shape[0], num_groups, -1)
+    normalized = (grouped - grouped.mean(2, keepdims=True)) / np.sqrt(grouped.var(2, keepdims=True) + EPS)
+    per_channel = (-1,) + (1,) * (x.ndim - 2)
+    return normalized.reshape(x.shape) * weight.reshape(per_channel) + bias.reshape(per_channel)
+
+
+def _group_norm(x: Array, weight: Array, bias: Array, num_groups: int, out: Array = None) -> Array:
+    import numbagn
+
+    return numbagn.group_norm(x, num_groups, weight, bias, EPS, out=out)
+
+
+def _inputs(shape: tuple[int, ...], dtype: Any, offset: float) -> tuple[Array, Array, Array]:
+    """Give the same numbers on every machine: x of variance 1 around `offset`, a weight of at most 1, a bias."""
+    import numpy as np
+
+    random = np.random.default_rng(20180322)
+    x = (random.standard_normal(shape) + offset).astype(dtype)
+    weight = random.uniform(0.5, 1.0, shape[1]).astype(np.float32)
+    bias = random.uniform(-0.5, 0.5, shape[1]).astype(np.float32)
+    return x, weight, bias
+
+
+def _dtype(name: str) -> Any:
+    """Give a NumPy dtype, or None for bfloat16 where ml_dtypes is not installed."""
+    import numpy as np
+
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _spacing(dtype: Any) -> float:
+    """Give the gap between 1 and the next number."""
+    import numpy as np
+
+    one = np.ones(1, dtype)
+    bits = one.view(np.uint16) + np.uint16(1)
+    return float(bits.view(dtype)[0]) - 1.0
