@@ -1,0 +1,33 @@
+"""What every test needs: a cache of compiled kernels of its own, enough threads, fixed seeds."""
+
+import os
+from pathlib import Path
+
+# Before Numba is imported, here or in a subprocess: kernels compiled for the tests are kept beside the sources, and the
+# tests of equal bits use up to four threads whatever the machine has.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".numba_cache"))
+os.environ.setdefault("NUMBA_NUM_THREADS", "4")
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from numbagn import _schedule, functional
+
+settings.register_profile("numbagn", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("numbagn")
+
+
+@pytest.fixture
+def rng():
+    """The same random numbers in every run."""
+    return np.random.default_rng(20180322)
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Serial kernels at any size: half as many to compile. `test_bits` shows that the parallel ones give the same bits."""
+    monkeypatch.setattr(_schedule, "PARALLEL_BYTES", 1 << 62)
+    functional._shares.cache_clear()
+    yield
+    functional._shares.cache_clear()

@@ -1,0 +1,103 @@
+"""The same bits whatever the number of threads, the schedule, the batch and the output."""
+
+import numba
+import numpy as np
+import pytest
+from cases import LAYOUTS, in_layout, normal, same_bits
+
+import numbagn
+from numbagn import _schedule, functional
+
+# whole blocks; one block in many parts; few uneven blocks; single positions
+SHAPES = (((6, 24, 9, 11), 4), ((1, 4, 190, 210), 1), ((3, 10, 64, 65), 2), ((40, 48, 1), 6))
+
+
+def run(x, dy, skip, groups, weight, bias):
+    """All outputs of a forward and a backward call."""
+    y, mean, rstd = numbagn.group_norm_forward(x, groups, weight, bias, skip=skip, activation="silu")
+    gradients = numbagn.group_norm_backward(dy, x, mean, rstd, groups, weight, bias, skip=skip, activation="silu")
+    return (y, mean, rstd, *gradients)
+
+
+@pytest.fixture
+def schedules(monkeypatch):
+    """Run a function under every kind of schedule: serial, and in parallel whole or in phases, with 1, 2 and 4 threads."""
+
+    def results(function):
+        before = numba.get_num_threads()
+        plain = _schedule._shared
+        try:
+            for parallel in (0, 1):
+                for whole in (True, False):
+                    for threads in (1, 2, 4) if parallel else (1,):
+                        numba.set_num_threads(threads)
+                        forced = {
+                            "PARALLEL": parallel,
+                            "FIRST": 0 if whole else 1,
+                            "LAST": 1 if whole else 4,
+                            "SLOTS": 3 * threads if parallel else 1,
+                        }
+                        monkeypatch.setattr(_schedule, "_shared", lambda *_, forced=forced: forced)
+                        functional._shares.cache_clear()
+                        yield (parallel, whole, threads), function()
+        finally:
+            numba.set_num_threads(before)
+            monkeypatch.setattr(_schedule, "_shared", plain)
+            functional._shares.cache_clear()
+
+    return results
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits_for_any_threads_and_schedule(rng, schedules, layout, dtype):
+    for shape, groups in SHAPES:
+        x, dy, skip = (in_layout(normal(rng, shape, dtype, offset=3.0), layout) for _ in range(3))
+        weight, bias = normal(rng, shape[1], np.float32), normal(rng, shape[:2], np.float32)
+        first = None
+        for how, results in schedules(lambda: run(x, dy, skip, groups, weight, bias)):  # noqa: B023
+            first = first or results
+            assert all(map(same_bits, results, first)), (shape, how)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_sample_alone_has_the_bits_it_has_in_its_batch(rng, layout):
+    for shape, groups in (((6, 24, 9, 11), 4), ((3, 10, 64, 65), 2), ((40, 48, 1), 6), ((2, 8, 190, 210), 1)):
+        x, dy, skip = (in_layout(normal(rng, shape, np.float32), layout) for _ in range(3))
+        weight, bias = normal(rng, shape[:2], np.float32), normal(rng, shape[:2], np.float32)
+        batch = run(x, dy, skip, groups, weight, bias)
+        for n in range(shape[0]):
+            part = slice(n, n + 1)
+            alone = run(x[part], dy[part], skip[part], groups, weight[part], bias[part])
+            for whole, single in zip(batch, alone, strict=True):
+                assert same_bits(np.ascontiguousarray(whole[part]), np.ascontiguousarray(single)), (shape, n)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_bits_with_and_without_out_in_place_and_in_an_unaligned_out(rng, layout):
+    for shape in ((2, 6, 9, 11), (5, 24, 1), (1, 4, 130, 140)):
+        x, skip, residual = (in_layout(normal(rng, shape, np.float32), layout) for _ in range(3))
+        want = numbagn.group_norm(x, 2, skip=skip, residual=residual, activation="gelu")
+        for name in ("x", "skip", "residual"):
+            arrays = {"x": x.copy("K"), "skip": skip.copy("K"), "residual": residual.copy("K")}
+            y = numbagn.group_norm(num_groups=2, activation="gelu", out=arrays[name], **arrays)
+            assert y is arrays[name]
+            np.testing.assert_array_equal(y, want)
+        raw = np.empty(4 * x.size + 4, np.uint8)
+        for shift in range(5):  # 16-byte, 4-byte and no alignment
+            out = raw[shift : shift + 4 * x.size].view(np.float32).reshape(shape)
+            np.testing.assert_array_equal(
+                numbagn.group_norm(x, 2, skip=skip, residual=residual, activation="gelu", out=out), want
+            )
+
+
+def test_same_bits_again_and_again(rng):
+    x = normal(rng, (4, 32, 40, 41), np.float32)
+    first = numbagn.group_norm(x, 8)
+    assert all(same_bits(numbagn.group_norm(x, 8), first) for _ in range(20))
+
+
+def test_numba_settings_are_left_alone(rng):
+    before = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS, numba.config.THREADING_LAYER
+    numbagn.group_norm(normal(rng, (4, 32, 40, 41), np.float32), 8)
+    assert (numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS, numba.config.THREADING_LAYER) == before
