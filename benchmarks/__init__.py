@@ -1,0 +1,1 @@
+"""Measurements of numbagn beside a copy of the same bytes and other libraries: `python -m benchmarks --help`."""

@@ -1,0 +1,47 @@
+"""What a figure must say of where it was measured."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+
+def describe_machine() -> str:
+    """Such as "AMD EPYC (family 25 model 17), 2 cores, AVX-512, 32 MiB last-level cache"."""
+    fields = _first_processor()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']} model {fields['model']})"
+    parts = [name, f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"]
+    flags = fields.get("flags", "").split()
+    parts += [label for flag, label in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags][:1]
+    cache = _last_level_cache_kib()
+    if cache:
+        parts.append(f"{cache // 1024} MiB last-level cache")
+    return ", ".join(parts)
+
+
+def today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def version_of(package: str) -> str:
+    """The installed version, or an empty text: a source tree on the path has none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _first_processor() -> dict[str, str]:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return {}
+    lines = info.read_text().split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _last_level_cache_kib() -> int:
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) for size in sizes if size.endswith("K")), default=0)

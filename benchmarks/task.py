@@ -1,0 +1,102 @@
+"""The arrays of one measurement: the same data for every peer, and the float64 answer."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import textbook
+from .cases import Case, Variant
+
+EPS = 1e-5
+
+
+@dataclass
+class Task:
+    """x, dy and out lie in memory as the layout says: (N, C, ...) for NCHW, (N, ..., C) for NHWC, always contiguous."""
+
+    case: Case
+    variant: Variant
+    x: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    out: np.ndarray  # the buffer of every peer that can write to one, and of the copy
+    dy: np.ndarray | None = None
+    mean: np.ndarray | None = None  # float64 (N, G), for backward
+    rstd: np.ndarray | None = None
+    expected: tuple[np.ndarray, ...] = field(default=(), repr=False)
+
+    @property
+    def groups(self) -> int:
+        return self.case.groups
+
+    @property
+    def channel_axis(self) -> int:
+        return 1 if self.variant.layout == "NCHW" else self.x.ndim - 1
+
+    @property
+    def bytes(self) -> int:
+        """What must move at least: x in and y out; dy and x in and dx out."""
+        return self.x.nbytes * (3 if self.variant.direction == "backward" else 2)
+
+    def errors(self, results: tuple[np.ndarray, ...]) -> float:
+        """The largest difference from the float64 answer; of gradients, in units of each gradient's largest value."""
+        worst = 0.0
+        for result, expected in zip(results, self.expected, strict=True):
+            scale = np.abs(expected).max() if self.variant.direction == "backward" else 1.0
+            worst = np.maximum(worst, textbook.max_difference(result, expected) / scale)
+        return float(worst)
+
+
+# Above these a result is called wrong. They allow for rounding of outputs up to about 8 and for float32 accumulation.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1}
+
+
+def dtype_named(name: str) -> np.dtype:
+    """The NumPy dtype; ImportError where bfloat16 is asked for without ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def make_task(case: Case, variant: Variant, offset: float = 0.5, affine: bool = True) -> Task:
+    """Normal data of unit variance around `offset`, with the float64 answer computed from the rounded inputs."""
+    rng = np.random.default_rng(0)
+    dtype = dtype_named(variant.dtype)
+    shape = case.shape if variant.layout == "NCHW" else (case.shape[0], *case.shape[2:], case.shape[1])
+
+    wide = np.float64 if variant.dtype == "float64" else np.float32
+
+    def normal() -> np.ndarray:
+        return rng.standard_normal(shape, dtype=wide)
+
+    x = (normal() + wide(offset)).astype(dtype, copy=False)
+    # Multiples of 1/64 are exact in every dtype, so no peer is blamed for rounding its parameters.
+    weight = (rng.integers(32, 97, case.shape[1]) / 64).astype(wide) if affine else np.ones(case.shape[1], wide)
+    bias = (rng.integers(-64, 65, case.shape[1]) / 64).astype(wide) if affine else np.zeros(case.shape[1], wide)
+    # Written to once, so that page faults of a buffer that "exists already" are not part of any time.
+    task = Task(case, variant, x, weight, bias, np.zeros_like(x))
+    if variant.direction == "backward":
+        task.dy = normal().astype(dtype, copy=False)
+        task.mean, task.rstd = np.empty((2, case.shape[0], case.groups))
+    _answer(task)
+    return task
+
+
+def _answer(task: Task) -> None:
+    """Fill in the float64 answer, for backward the statistics too; by groups, as temporaries of x's size cost most."""
+    variant, channels, groups = task.variant, task.case.shape[1], task.groups
+    result, dweight, dbias = np.empty(task.x.shape), np.empty(channels), np.empty(channels)
+    for group in range(groups):
+        part = slice(group * channels // groups, (group + 1) * channels // groups)
+        index = (slice(None), part) if variant.layout == "NCHW" else (..., part)
+        x, weight, bias = (a.astype(np.float64) for a in (task.x[index], task.weight[part], task.bias[part]))
+        if task.dy is None:
+            result[index] = textbook.forward(np, x, weight, bias, 1, EPS, variant.layout, variant.activation)
+            continue
+        mean, rstd = textbook.statistics(x, 1, EPS, variant.layout)
+        task.mean[:, group], task.rstd[:, group] = mean[:, 0], rstd[:, 0]
+        gradients = textbook.backward(np, task.dy[index].astype(np.float64), x, mean, rstd, weight, 1, variant.layout)
+        result[index], dweight[part], dbias[part] = gradients
+    task.expected = (result,) if task.dy is None else (result, dweight, dbias)
