@@ -58,7 +58,8 @@ def draw(rows: list[Row], path: Path) -> None:
     for axes in figure.axes:
         known |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     shown = [label for label, *_ in STYLES.values() if label in known]
-    figure.legend([known[label] for label in shown], shown, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    handles = [known[label] for label in shown]
+    figure.legend(handles, shown, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -15,18 +15,15 @@ def as_array(name: str, value: Any) -> np.ndarray:
     Subclasses are refused since they carry meaning that would be lost (a mask, a unit), but for memory maps.
     """
     kind = type(value)
-    if kind is not np.ndarray:
-        if kind is not np.memmap:
-            hint = ""
-            if isinstance(value, np.ma.MaskedArray):
-                hint = "; use its .filled(...) or its .data"
-            elif hasattr(value, "__array__") or isinstance(value, (list, tuple)):
-                hint = "; convert it with numpy.asarray"
-            raise TypeError(f"{name} must be a numpy.ndarray, got {kind.__module__}.{kind.__qualname__}{hint}")
-        value = value.view(np.ndarray)
-    if not value.dtype.isnative:
-        return value.astype(value.dtype.newbyteorder("="))
-    return value
+    if kind is not np.ndarray and kind is not np.memmap:
+        hint = ""
+        if isinstance(value, np.ma.MaskedArray):
+            hint = "; use its .filled(...) or its .data"
+        elif hasattr(value, "__array__") or isinstance(value, (list, tuple)):
+            hint = "; convert it with numpy.asarray"
+        raise TypeError(f"{name} must be a numpy.ndarray, got {kind.__module__}.{kind.__qualname__}{hint}")
+    array: np.ndarray = np.asarray(value)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def float_row(name: str, array: np.ndarray) -> Dtype:
@@ -53,8 +50,8 @@ class _Memory:
 def flat(array: np.ndarray, storage: np.dtype) -> np.ndarray:
     """A one-dimensional array of dtype `storage` that begins where `array` does, for a kernel that knows the strides.
 
-    Always of the one type kernels are compiled for, also where `array` is read-only, strided or transposed; so its length
-    may be shorter than what the kernel reads. `array` must be aligned and not empty.
+    Always of the one type kernels are compiled for, also where `array` is read-only, strided or transposed; so its
+    length may be shorter than what the kernel reads. `array` must be aligned and not empty.
     """
     if array.flags.c_contiguous and array.flags.writeable:
         line = array.reshape(-1)

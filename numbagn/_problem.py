@@ -42,8 +42,18 @@ class Problem(NamedTuple):
         return self.N * self.C * self.S
 
     def steps(self, array: np.ndarray) -> tuple[int, int] | None:
-        """Elements from sample to sample and from row to row of `array`, or None where its memory is laid out otherwise."""
+        """Elements from sample to sample and from row to row of `array`; None where its memory is not laid out so."""
         return steps_in(array.shape, array.strides, array.itemsize, self.channel_axis, self.order, self.layout)
+
+    def overlaps_itself(self, array: np.ndarray) -> bool:
+        """Whether samples of `array`, laid out as x, may share memory with one another, as in a sliding window."""
+        steps = self.steps(array)
+        if steps is None or self.N < 2:
+            return False
+        between, row = abs(steps[0]), steps[1]
+        apart = between >= (self.C * self.S if self.layout == CHANNELS_FIRST else (self.S - 1) * row + self.C)
+        interleaved = self.layout == CHANNELS_LAST and between >= self.C and row >= self.N * between
+        return not (apart or interleaved)
 
     def like_x(self, array: np.ndarray) -> np.ndarray:
         """`array`, or a copy of it in x's layout where its memory is laid out otherwise or unaligned."""
@@ -78,10 +88,10 @@ def steps_in(
     order: tuple[int, ...],
     layout: int,
 ) -> tuple[int, int] | None:
-    """(sample step, row step) in elements, if the strides (bytes) are those of the layout; the row step is 0 where unused.
+    """(sample step, row step) in elements, if the strides (bytes) are those of the layout; row step 0 where unused.
 
-    Channels first: positions next to each other, channels one after the other. Channels last: channels next to each other,
-    positions in rows at least C apart. Samples lie anywhere.
+    Channels first: positions next to each other, channels one after the other. Channels last: channels next to each
+    other, positions in rows at least C apart. Samples lie anywhere.
     """
     if any(stride % itemsize for stride in strides):
         return None
@@ -131,32 +141,39 @@ def problem(
     axis = channel_axis_of(channel_axis, array.ndim)
     channels = array.shape[axis]
     groups = groups_of(num_groups, channels)
+    spatial = tuple(a for a in range(1, array.ndim) if a != axis)
     known = layout_of(array.shape, array.strides, array.itemsize, axis) if array.flags.aligned else None
     if known is None and array.size:
         # in the same memory order if that helps (a crop, a step), else channels first
         dense = np.copy(array, order="K")
         known = layout_of(dense.shape, dense.strides, dense.itemsize, axis)
         if known is None:
-            known = CHANNELS_FIRST, tuple(a for a in range(1, array.ndim) if a != axis)
-            dense = empty_in(array.shape, array.dtype, axis, known[1], known[0])
+            known = CHANNELS_FIRST, spatial
+            dense = empty_in(array.shape, array.dtype, axis, spatial, CHANNELS_FIRST)
             np.copyto(dense, array)
         array = dense
-    layout, order = known or (CHANNELS_FIRST, ())
-    positions = math.prod(array.shape[a] for a in range(1, array.ndim) if a != axis)
+    layout, order = known or (CHANNELS_FIRST, spatial)
+    positions = math.prod(array.shape[a] for a in spatial)
     return Problem(
         array, row, array.shape, array.shape[0], channels, groups, positions, epsilon(eps), activation_code(activation),
         axis, layout, order,
     )  # fmt: skip
 
 
+def shown(value: Any) -> str:
+    """What came, for a message: one line, and not all of a large array."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:60]}... ({type(value).__qualname__})"
+
+
 def integer(name: str, value: Any) -> int:
     """A whole number that is not a bool."""
     if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
 
 
 def channel_axis_of(channel_axis: Any, ndim: int) -> int:
@@ -167,7 +184,7 @@ def channel_axis_of(channel_axis: Any, ndim: int) -> int:
     axis %= ndim
     if axis == 0:
         raise ValueError(
-            f"channel_axis must not be the batch axis 0, got {channel_axis}; a single sample needs a batch axis: x[None]"
+            f"channel_axis must not be the batch axis 0, got {channel_axis}; give a single sample a batch axis: x[None]"
         )
     return axis
 
@@ -176,7 +193,7 @@ def groups_of(num_groups: Any, channels: int) -> int:
     """The number of groups, a divisor of the number of channels."""
     groups = integer("num_groups", num_groups)
     if groups < 1 or channels % groups:
-        divisors = [g for g in range(1, channels + 1) if channels % g == 0] if channels <= 4096 else []
+        divisors = [g for g in range(1, channels + 1) if channels % g == 0] if channels <= 1 << 16 else []
         allowed = f"one of {', '.join(map(str, divisors))}" if divisors else f"a positive divisor of {channels}"
         raise ValueError(f"num_groups must divide the {channels} channels: {allowed}; got {groups}")
     return groups
@@ -185,19 +202,22 @@ def groups_of(num_groups: Any, channels: int) -> int:
 def epsilon(eps: Any) -> float:
     """A finite number that is not negative."""
     if isinstance(eps, (bool, np.bool_)) or not isinstance(eps, numbers.Real):
-        raise TypeError(f"eps must be a real number, got {eps!r}")
-    value = float(eps)
+        raise TypeError(f"eps must be a real number, got {shown(eps)}")
+    try:
+        value = float(eps)
+    except OverflowError:  # an int or a fraction beyond any float
+        value = math.inf
     if not (math.isfinite(value) and value >= 0.0):
-        raise ValueError(f"eps must be finite and not negative, got {eps!r}")
+        raise ValueError(f"eps must be finite and not negative, got {shown(eps)}")
     return value
 
 
 def activation_code(activation: Any) -> int:
     """The number kernels know an activation by; 0 for None."""
     if activation is not None and not isinstance(activation, str):
-        raise TypeError(f"activation must be None or a string, got {activation!r}")
+        raise TypeError(f"activation must be None or a string, got {shown(activation)}")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {shown(activation)}")
     return ACTIVATIONS.index(activation)
 
 
@@ -209,7 +229,7 @@ def parameter(name: str, value: Any, p: Problem) -> np.ndarray | None:
     float_row(name, array)
     if array.shape != (p.C,) and array.shape != (p.N, p.C):
         raise ValueError(f"{name} must have shape ({p.C},) or ({p.N}, {p.C}), got {array.shape}")
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         return np.require(array, p.dtype.accumulator, ("C", "A"))
 
 
@@ -222,7 +242,7 @@ def operand(name: str, value: Any, p: Problem) -> np.ndarray | None:
     if array.shape != p.shape:
         raise ValueError(f"{name} must have x's shape {p.shape}, got {array.shape}")
     if array.dtype != p.x.dtype:
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             array = array.astype(p.dtype.accumulator, copy=False)
     return p.like_x(array)
 
@@ -233,17 +253,17 @@ def statistics(name: str, value: Any, p: Problem) -> np.ndarray:
     float_row(name, array)
     if array.shape != (p.N, p.G):
         raise ValueError(f"{name} must have shape ({p.N}, {p.G}), got {array.shape}")
-    return np.require(array, np.float64, ("C", "A"))
+    return np.require(array, np.float64, ("C", "A", "W"))  # writable: the one type kernels are compiled for
 
 
 def output(value: Any, p: Problem) -> np.ndarray:
     """Check `out`: what y or dx is to be written to."""
-    if type(value) not in (np.ndarray, np.memmap):
-        as_array("out", value)
+    as_array("out", value)
+    array: np.ndarray = value
     if value.dtype != p.x.dtype:
         raise TypeError(f"out must have x's dtype {p.x.dtype}, got {value.dtype}")
     if value.shape != p.shape:
         raise ValueError(f"out must have x's shape {p.shape}, got {value.shape}")
     if not value.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
-    return value
+    return array

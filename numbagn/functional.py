@@ -54,8 +54,8 @@ def group_norm(
     residual : ndarray, optional
         Added after weight and bias, before the activation. Of x's shape, of any of x's dtypes.
     out : ndarray, optional
-        Where to write the result: of x's shape and dtype. It may be x itself; where it overlaps an argument in any other
-        way the result is as if it did not.
+        Where to write the result: of x's shape and dtype. It may be x itself; where it overlaps an argument in any
+        other way the result is as if it did not.
 
     Returns
     -------
@@ -76,8 +76,8 @@ def group_norm(
 
     Notes
     -----
-    ``y = activation((x + skip - mean) * rstd * weight + bias + residual)`` with ``rstd = 1 / sqrt(var + eps)``, mean and
-    (biased) variance over the C / G channels of a group and all positions [1]_.
+    ``y = activation((x + skip - mean) * rstd * weight + bias + residual)`` with ``rstd = 1 / sqrt(var +
+    eps)``, mean and (biased) variance over the C / G channels of a group and all positions [1]_.
 
     The statistics are as good as float64 ones, whatever the dtype, layout and offset of x. A group that holds NaN or an
     infinity becomes NaN, no other does; a constant group becomes the bias, also with ``eps=0``. The bits of the result
@@ -191,8 +191,8 @@ def group_norm_backward(
     dx : ndarray
         Of x's shape, dtype and memory order; it is also the gradient with respect to `skip`.
     dweight, dbias : ndarray
-        Of the parameter's own shape and dtype, (C,) or (N, C). Where the parameter is None: (C,), in float32, for float64
-        x in float64.
+        Of the parameter's own shape and dtype, (C,) or (N, C). Where the parameter is None: (C,), in float32, for
+        float64 x in float64.
     dresidual : ndarray
         Only where `residual` is given: of x's shape, of residual's dtype.
 
@@ -203,9 +203,10 @@ def group_norm_backward(
 
     Notes
     -----
-    With ``dz = dy * activation'(z)`` and ``g = dz * weight``: ``dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat))``, the
-    means over the group; ``dweight`` and ``dbias`` are the sums of ``dz * x_hat`` and of ``dz`` over positions (and
-    samples). The bits of dx, of dresidual and of (N, C) gradients do not depend on the batch, none depend on the threads.
+    With ``dz = dy * activation'(z)`` and ``g = dz * weight``: ``dx = rstd * (g - mean(g) - x_hat * mean(g *
+    x_hat))``, the means over the group; ``dweight`` and ``dbias`` are the sums of ``dz * x_hat`` and of ``dz`` over
+    positions (and samples). The bits of dx, of dresidual and of (N, C) gradients do not depend on the batch, none
+    depend on the threads.
     """
     p = problem(x, num_groups, 0.0, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
@@ -242,19 +243,26 @@ def group_norm_backward(
     )
     if dr is None:
         return gradients
-    return (*gradients, dr.astype(residual.dtype.newbyteorder("="), copy=False))
+    with np.errstate(all="ignore"):
+        return (*gradients, dr.astype(residual.dtype.newbyteorder("="), copy=False))
 
 
-# ------------------------------------------------------------------------------------------------- from arrays to kernels
+# ----------------------------------------------------------------------------------------------- from arrays to kernels
 
 
 @lru_cache(maxsize=4096)
 def _shares(direction: str, *sizes: int) -> dict[str, int]:
-    return getattr(_schedule, direction)(*sizes, _schedule.threads())
+    share: dict[str, int] = getattr(_schedule, direction)(*sizes, _schedule.threads())
+    return share
 
 
 def _target(
-    y: np.ndarray, p: Problem, w: np.ndarray | None, b: np.ndarray | None, operands: tuple, *others: np.ndarray
+    y: np.ndarray,
+    p: Problem,
+    w: np.ndarray | None,
+    b: np.ndarray | None,
+    operands: tuple[np.ndarray | None, ...],
+    *others: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """What the kernel may write: y, or a new array in x's layout where y is laid out otherwise or in anything's way.
 
@@ -266,7 +274,7 @@ def _target(
             return False
         return p.steps(operand) != p.steps(y) or _start(operand) != _start(y) or operand.dtype != y.dtype
 
-    if p.steps(y) is None or not y.flags.aligned or (p.N > 1 and y.strides[0] == 0):
+    if p.steps(y) is None or not y.flags.aligned or p.overlaps_itself(y):
         return p.empty(p.x.dtype), w, b
     if any(map(in_the_way, operands)) or any(np.may_share_memory(y, other) for other in others):
         return p.empty(p.x.dtype), w, b
@@ -276,7 +284,8 @@ def _target(
 
 
 def _start(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
+    start: int = array.__array_interface__["data"][0]
+    return start
 
 
 def _kind(array: np.ndarray | None) -> int:
@@ -332,12 +341,15 @@ def _dims(
     for name, array in (("W", w), ("B", b)):
         values[f"{name}_N"] = p.C if array is not None and array.ndim == 2 else 0
         values[f"{name}_C"] = int(array is not None)
+    target = arrays.pop("Y")
+    if any(array is not None and np.may_share_memory(array, target) for array in arrays.values()):
+        values["PAST"] = 0  # in place: its lines are in the cache already
     return np.array([values.get(field, 0) for field in FIELDS], np.int64)
 
 
 def _parameter_gradient(sums: np.ndarray, parameter: Any, p: Problem) -> np.ndarray:
     """Sums (N, C) brought to the parameter's shape and dtype."""
     dtype = p.dtype.accumulator if parameter is None else parameter.dtype.newbyteorder("=")
-    total = sums if parameter is not None and parameter.ndim == 2 else sums.sum(axis=0)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
+        total = sums if parameter is not None and parameter.ndim == 2 else sums.sum(axis=0)
         return total.astype(dtype)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._arrays import as_array, float_row
-from ._problem import activation_code, channel_axis_of, epsilon, groups_of, integer
+from ._dtypes import dtype_row, supported
+from ._problem import activation_code, channel_axis_of, epsilon, groups_of, integer, shown
 from ._weights import SPELLINGS, find_parameters
 from .functional import group_norm, group_norm_backward, group_norm_forward
 
@@ -100,7 +101,7 @@ class GroupNorm:
         self.eps = epsilon(eps)
         for name, flag in (("affine", affine), ("bias", bias)):
             if not isinstance(flag, (bool, np.bool_)):
-                raise TypeError(f"{name} must be True or False, got {flag!r}")
+                raise TypeError(f"{name} must be True or False, got {shown(flag)}")
         activation_code(activation)
         self.activation = activation
         self.channel_axis = integer("channel_axis", channel_axis)
@@ -108,24 +109,38 @@ class GroupNorm:
             channel_axis_of(0, 2)
         try:
             self.dtype = np.dtype(dtype)
-        except TypeError:
-            raise TypeError(f"dtype must be a dtype, got {dtype!r}") from None
-        float_row("dtype", np.empty(0, self.dtype))
+        except (TypeError, ValueError):
+            known = None
+        else:
+            known = dtype_row(self.dtype)
+        if known is None or dtype is None:  # None would be NumPy's default, float64
+            raise TypeError(f"dtype must be one of {supported()}, got {shown(dtype)}")
         self.weight = self._begin("weight_init", weight_init) if affine else None
         self.bias = self._begin("bias_init", bias_init) if affine and bias else None
 
     def _begin(self, name: str, init: Init) -> np.ndarray:
         """Make a parameter's first values."""
         shape = (self.num_channels,)
-        values = np.asarray(init(shape) if callable(init) else init)
+        given = init(shape) if callable(init) else init
+        try:
+            values = as_array(name, given) if isinstance(given, np.ndarray) else np.asarray(given)
+        except ValueError:  # rows of different lengths
+            raise ValueError(f"{name} must give a number or shape {shape}, got {shown(given)}") from None
         if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
             raise TypeError(f"{name} must give real numbers, got dtype {values.dtype}")
         if values.shape not in ((), shape):
             raise ValueError(f"{name} must give a number or shape {shape}, got shape {values.shape}")
         return np.full(shape, values, self.dtype)
 
+    def _check_channels(self, x: Any) -> None:
+        """Refuse arrays of another number of channels: without a weight nothing else would."""
+        axis = self.channel_axis
+        if isinstance(x, np.ndarray) and -x.ndim <= axis < x.ndim and x.shape[axis] != self.num_channels:
+            raise ValueError(f"x must have {self.num_channels} channels at axis {axis}, got shape {x.shape}")
+
     def __call__(self, x: Any, *, skip: Any = None, residual: Any = None, out: Any = None) -> Any:
         """Normalize x; `numbagn.group_norm` says how."""
+        self._check_channels(x)
         return group_norm(
             x, self.num_groups, self.weight, self.bias, self.eps,
             channel_axis=self.channel_axis, activation=self.activation, skip=skip, residual=residual, out=out,
@@ -137,7 +152,8 @@ class GroupNorm:
         Parameters
         ----------
         x, skip, residual, out
-            As for `numbagn.group_norm`, but `out` must not share memory with the others: the backward pass needs them.
+            As for `numbagn.group_norm`, but `out` must not share memory with the others or with the parameters: the
+            backward pass needs them.
 
         Returns
         -------
@@ -146,7 +162,10 @@ class GroupNorm:
         saved : Saved
             For `backward`.
         """
-        for name, needed in (("x", x), ("skip", skip), ("residual", residual)):
+        self._check_channels(x)
+        for name, needed in (
+            ("x", x), ("weight", self.weight), ("bias", self.bias), ("skip", skip), ("residual", residual),
+        ):  # fmt: skip
             if isinstance(out, np.ndarray) and isinstance(needed, np.ndarray) and np.may_share_memory(out, needed):
                 raise ValueError(f"out must not share memory with {name}, which the backward pass needs")
         y, mean, rstd = group_norm_forward(
@@ -176,7 +195,8 @@ class GroupNorm:
             raise TypeError(f"saved must be what forward returned, got {type(saved).__qualname__}")
         return group_norm_backward(
             dy, saved.x, saved.mean, saved.rstd, self.num_groups, saved.weight, saved.bias,
-            channel_axis=self.channel_axis, activation=self.activation, skip=saved.skip, residual=saved.residual, out=out,
+            channel_axis=self.channel_axis, activation=self.activation, skip=saved.skip, residual=saved.residual,
+            out=out,
         )  # fmt: skip
 
     def state_dict(self, prefix: str = "") -> dict[str, np.ndarray]:
@@ -190,36 +210,45 @@ class GroupNorm:
         Parameters
         ----------
         mapping : mapping of str to (C,) ndarray
-            For example ``numpy.load("weights.npz")`` or what safetensors gives. Names that do not begin with `prefix` are
-            passed over; those that do must be exactly this layer's, as weight/bias, scale/bias or gamma/beta.
+            For example ``numpy.load("weights.npz")`` or what safetensors gives. Names that do not begin with `prefix`
+            are passed over; those that do must be exactly this layer's, as weight/bias, scale/bias or gamma/beta.
         prefix : str, optional
             What stands before the names, separator included: ``"down.0.norm1."``.
 
         Raises
         ------
         ValueError, TypeError
-            Naming every entry that is missing, unexpected or misshapen. The layer is as it was then.
+            Naming every entry that is missing, unexpected, misshapen or of a dtype not taken. The layer is as it was.
         """
+        if not isinstance(mapping, Mapping) or not all(isinstance(name, str) for name in mapping):
+            raise TypeError(f"mapping must be a mapping of str to arrays, got {type(mapping).__qualname__}")
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix must be a string, got {shown(prefix)}")
         given = {name.removeprefix(prefix): mapping[name] for name in mapping if name.startswith(prefix)}
         known = given.keys() & {name for pair in SPELLINGS for name in pair}
         if known:
-            find_parameters(given)  # refuses mixed spellings
+            find_parameters(mapping, prefix)  # refuses mixed spellings
         spelling = next(pair for pair in SPELLINGS if known <= set(pair))
         wanted = dict(zip(("weight", "bias"), spelling, strict=True))
         wanted = {own: name for own, name in wanted.items() if getattr(self, own) is not None}
         faults = [f"missing {prefix}{name}" for name in wanted.values() if name not in given]
         faults += [f"unexpected {prefix}{name}" for name in given if name not in wanted.values()]
-        loaded = {}
+        misfits, loaded = [], {}
         for own, name in wanted.items():
             if name not in given:
                 continue
-            value = as_array(prefix + name, given[name])
-            float_row(prefix + name, value)
+            try:
+                value = as_array(prefix + name, given[name])
+                float_row(prefix + name, value)
+            except TypeError as fault:
+                misfits.append(str(fault))
+                continue
             if value.shape != (self.num_channels,):
                 faults.append(f"{prefix}{name} has shape {value.shape}, not ({self.num_channels},)")
             loaded[own] = value.astype(self.dtype)
-        if faults:
-            raise ValueError(f"the parameters do not fit {self!r}: {'; '.join(faults)}")
+        if faults or misfits:
+            kind = ValueError if faults else TypeError
+            raise kind(f"the parameters do not fit {self!r}: {'; '.join(faults + misfits)}")
         for own, value in loaded.items():
             setattr(self, own, value)
 
@@ -228,7 +257,7 @@ class GroupNorm:
         options = [f"eps={self.eps}"] if self.eps != 1e-5 else []
         options += ["affine=False"] if self.weight is None else []
         options += ["bias=False"] if self.weight is not None and self.bias is None else []
-        options += [f"dtype={self.dtype.name}"] if self.dtype != np.float32 else []
+        options += [f"dtype={self.dtype.name!r}"] if self.dtype != np.float32 else []
         options += [f"channel_axis={self.channel_axis}"] if self.channel_axis != 1 else []
         options += [f"activation={self.activation!r}"] if self.activation else []
         return f"GroupNorm({', '.join([str(self.num_groups), str(self.num_channels), *options])})"

@@ -5,25 +5,26 @@ With dz = dy * activation'(x_hat * weight + bias + residual):
     dbias = sum of dz over n and s               dweight = sum of dz * x_hat over n and s
     dx = rstd * (weight * dz - m1 - x_hat * m2)  dresidual = dz
 
-where m1 and m2 are the group's means of weight * dz and of weight * dz * x_hat (Wu & He 2018, by the chain rule). x_hat is
-made from x - K as in the forward pass, so nothing is lost where the mean is large against the deviation.
+where m1 and m2 are the group's means of weight * dz and of weight * dz * x_hat (Wu & He 2018, by the chain rule). x_hat
+is made from x - K as in the forward pass, so nothing is lost where the mean is large against the deviation.
 
-Sums per channel go to `sums`, laid out (PARTS, 2, N, C): first dz, then dz * x_hat; settling adds the parts in order into
-the first, which is what the caller reads.
+Sums per channel go to `sums`, laid out (PARTS, 2, N, C): first dz, then dz * x_hat; settling adds the parts in order
+into the first, which is what the caller reads.
 """
 
 from numba import prange
 
 from .compiled import device, entry, slope
-from .forward import along, coefficients, pitch_of, steps_in
+from .forward import ALIGN_FROM, along, coefficients, pitch_of, steps_in, store_result
 from .geometry import (
-    B_C, B_N, C, CHANNELS_FIRST, D, DRES_N, DRES_R, DY_N, DY_R, FIRST, G, LAST, N, PART, PARTS, PIECES, RES_N, RES_R, RUN,
-    S, SETTLE, SKIP_N, SKIP_R, SLOT, SLOTS, SUM, SUMS, W_C, W_N, WHOLE, X_N, X_R, Y_N, Y_R,
+    B_C, B_N, C, CHANNELS_FIRST, D, DRES_N, DRES_R, DY_N, DY_R, FIRST, G, LAST, N, PART, PARTS, PAST, PIECES, RES_N,
+    RES_R, RUN, S, SETTLE, SKIP_N, SKIP_R, SLOT, SLOTS, SUM, SUMS, W_C, W_N, WHOLE, WRITE, X_N, X_R, Y_N, Y_R,
+)  # fmt: skip
+from .memory import (
+    lanes, load, load_one, offset, pointer, present, splat, store, store_one, streamed, until_aligned, values,
 )  # fmt: skip
 from .moments import CHUNK, centred, final_shift
-from .vectors import (
-    code, fma, keep, lane_sum, lanes, load, load_one, offset, pointer, present, splat, store, store_one, values,
-)  # fmt: skip
+from .vectors import code, doubles, fma, keep, lane_sum
 
 # Channels last: as in the forward pass.
 ROWS_IN_ACCUMULATOR, ROWS_IN_REGISTERS = 512, 8
@@ -40,9 +41,9 @@ def upstream(pdy, px, ps, pr, idy, ix, i_skip, ir, count, half_shift, half_shift
 
 
 @device
-def write_gradient(dz, x_hat, pdx, pdr, idx, idr, count, scale, by_x_hat, constant):
+def write_gradient(dz, x_hat, pdx, pdr, idx, idr, count, scale, by_x_hat, constant, past):
     """One vector of dx and dresidual."""
-    store(pdx, idx, fma(dz, scale, fma(x_hat, by_x_hat, constant)), count)
+    store_result(pdx, idx, fma(dz, scale, fma(x_hat, by_x_hat, constant)), count, past)
     store(pdr, idr, dz, count)
 
 
@@ -50,64 +51,59 @@ def write_gradient(dz, x_hat, pdx, pdr, idx, idr, count, scale, by_x_hat, consta
 
 
 @device
-def sum_part_first(dims, n, c, k, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act):
-    """Part k, PART positions, of channel c of sample n."""
-    g, d_count, s_count = c // dims[D], dims[D], dims[S]
-    u = n * dims[G] + g
+def sum_steps_first(dims, u, low, high, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act):
+    """Steps low .. high - 1 of block u, each part k, PART positions, of a channel, channel after channel."""
+    n, g, d_count, s_count = u // dims[G], u % dims[G], dims[D], dims[S]
     block_shift = final_shift(px, ps, n * dims[X_N] + g * d_count * s_count, 1, 0, d_count * s_count, mean[u])
     half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], rstd[u])
     h, h_skip, rstd_2, lack = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2), splat(px, lack)
-    w = splat(px, weight[n * dims[W_N] + c * dims[W_C]])
-    b = splat(px, bias[n * dims[B_N] + c * dims[B_C]])
     idy, ix, i_skip, ir = n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N]
-    i = c * s_count + k * dims[PART]
-    end = min(i + dims[PART], (c + 1) * s_count)
-    width = lanes(px)
-    sum_dz, sum_dz_x_hat = 0.0, 0.0
-    while i < end:
-        stop = min(i + CHUNK, end)
-        a0 = splat(px, 0.0)
-        b0 = a0
-        while i + width <= stop:
+    at, products_at, width = n * dims[C], dims[N] * dims[C], lanes(px)
+    if s_count == 1:  # each channel of the block is one element and its own sum
+        pw, pb, to = values(weight), values(bias), values(sums)
+        i, end = g * d_count, (g + 1) * d_count
+        while i < end:
+            count = min(width, end - i)
+            w = along(pw, n * dims[W_N], i * dims[W_C], dims[W_C], count)
+            b = along(pb, n * dims[B_N], i * dims[B_C], dims[B_C], count)
             dz, x_hat = upstream(
-                pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, None, h, h_skip, rstd_2, lack, w, b, act
+                pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, count, h, h_skip, rstd_2, lack, w, b, act
             )
-            a0, b0 = a0 + dz, fma(dz, x_hat, b0)
-            i += width
-        if i < stop:
-            dz, x_hat = upstream(
-                pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, stop - i, h, h_skip, rstd_2, lack, w, b, act
-            )
-            a0, b0 = a0 + dz, fma(dz, x_hat, b0)
-            i = stop
-        sum_dz += lane_sum(a0)
-        sum_dz_x_hat += lane_sum(b0)
-    at = 2 * k * dims[N] * dims[C] + n * dims[C] + c
-    sums[at], sums[at + dims[N] * dims[C]] = sum_dz, sum_dz_x_hat
-
-
-@device
-def sum_elements_first(dims, u, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act):
-    """Where S = 1: each channel of block u is one element and its own sum."""
-    n, g, d_count = u // dims[G], u % dims[G], dims[D]
-    first = g * d_count
-    block_shift = final_shift(px, ps, n * dims[X_N] + first, 1, 0, d_count, mean[u])
-    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], rstd[u])
-    h, h_skip, rstd_2, lack = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2), splat(px, lack)
-    pw, pb, to = values(weight), values(bias), values(sums)
-    wi, bi = n * dims[W_N] + first * dims[W_C], n * dims[B_N] + first * dims[B_C]
-    idy, ix = n * dims[DY_N] + first, n * dims[X_N] + first
-    i_skip, ir = n * dims[SKIP_N] + first, n * dims[RES_N] + first
-    at, second = n * dims[C] + first, dims[N] * dims[C]
-    width = lanes(px)
-    for d in range(0, d_count, width):
-        count = min(width, d_count - d)
-        w, b = along(pw, wi, d, dims[W_C], count), along(pb, bi, d, dims[B_C], count)
-        dz, x_hat = upstream(
-            pdy, px, ps, pr, idy + d, ix + d, i_skip + d, ir + d, count, h, h_skip, rstd_2, lack, w, b, act
-        )
-        store(to, at + d, dz, count)
-        store(to, at + second + d, dz * x_hat, count)
+            store(to, at + i, dz, count)
+            store(to, at + products_at + i, dz * x_hat, count)
+            i += count
+        return
+    c, k = g * d_count + low // dims[PARTS], low % dims[PARTS]
+    for _ in range(low, high):
+        w = splat(px, weight[n * dims[W_N] + c * dims[W_C]])
+        b = splat(px, bias[n * dims[B_N] + c * dims[B_C]])
+        i = c * s_count + k * dims[PART]
+        end = min(i + dims[PART], (c + 1) * s_count)
+        sum_dz = doubles(splat(px, 0.0))
+        sum_dz_x_hat = sum_dz
+        while i < end:
+            stop = min(i + CHUNK // 2, end)
+            a0 = splat(px, 0.0)
+            b0 = a0
+            while i + width <= stop:
+                dz, x_hat = upstream(
+                    pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, None, h, h_skip, rstd_2, lack, w, b, act
+                )
+                a0, b0 = a0 + dz, fma(dz, x_hat, b0)
+                i += width
+            if i < stop:
+                dz, x_hat = upstream(
+                    pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, stop - i, h, h_skip, rstd_2, lack, w, b, act
+                )
+                a0, b0 = a0 + dz, fma(dz, x_hat, b0)
+                i = stop
+            sum_dz = sum_dz + doubles(a0)
+            sum_dz_x_hat = sum_dz_x_hat + doubles(b0)
+        to = 2 * k * products_at + at + c
+        sums[to], sums[to + products_at] = lane_sum(sum_dz), lane_sum(sum_dz_x_hat)
+        k += 1
+        if k == dims[PARTS]:
+            c, k = c + 1, 0
 
 
 @device
@@ -145,10 +141,10 @@ def settle_sample_last(dims, n, px, ps, weight, mean, sums, block):
 
 
 @device
-def write_piece_first(
-    dims, u, piece, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, block, act
+def write_pieces_first(
+    dims, u, low, high, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, block, act
 ):
-    """RUN positions of one channel of block u; where S = 1 all its channels."""
+    """Pieces low .. high - 1 of block u, each RUN positions of a channel, channel after channel."""
     n, g, d_count, s_count = u // dims[G], u % dims[G], dims[D], dims[S]
     r = rstd[u]
     half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block[3 * u + 2], mean[u], r)
@@ -167,27 +163,37 @@ def write_piece_first(
             dz, x_hat = upstream(
                 pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, count, h, h_skip, rstd_2, lack, w, b, act
             )
-            write_gradient(dz, x_hat, pdx, pdr, idx + i, idr + i, count, w * r, by_x_hat, constant)
+            write_gradient(dz, x_hat, pdx, pdr, idx + i, idr + i, count, w * r, by_x_hat, constant, 0)
             i += count
         return
     runs = dims[PIECES] // d_count
-    c, run = g * d_count + piece // runs, piece % runs
-    w = splat(px, weight[n * dims[W_N] + c * dims[W_C]])
-    b = splat(px, bias[n * dims[B_N] + c * dims[B_C]])
-    scale = splat(px, weight[n * dims[W_N] + c * dims[W_C]] * r)
-    i = c * s_count + run * dims[RUN]
-    end = min(i + dims[RUN], (c + 1) * s_count)
-    while i + width <= end:
-        dz, x_hat = upstream(
-            pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, None, h, h_skip, rstd_2, lack, w, b, act
-        )
-        write_gradient(dz, x_hat, pdx, pdr, idx + i, idr + i, None, scale, by_x_hat, constant)
-        i += width
-    if i < end:
-        dz, x_hat = upstream(
-            pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, end - i, h, h_skip, rstd_2, lack, w, b, act
-        )
-        write_gradient(dz, x_hat, pdx, pdr, idx + i, idr + i, end - i, scale, by_x_hat, constant)
+    c, run = g * d_count + low // runs, low % runs
+    for _ in range(low, high):
+        w = splat(px, weight[n * dims[W_N] + c * dims[W_C]])
+        b = splat(px, bias[n * dims[B_N] + c * dims[B_C]])
+        scale = splat(px, weight[n * dims[W_N] + c * dims[W_C]] * r)
+        i = c * s_count + run * dims[RUN]
+        end = min(i + dims[RUN], (c + 1) * s_count)
+        aligned, past = i, 0
+        if end - i >= ALIGN_FROM * width:
+            aligned, past = i + until_aligned(pdx, idx + i), dims[PAST]
+        while i < end:
+            if i >= aligned:
+                while i + width <= end:
+                    dz, x_hat = upstream(
+                        pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, None, h, h_skip, rstd_2, lack, w, b, act
+                    )
+                    write_gradient(dz, x_hat, pdx, pdr, idx + i, idr + i, None, scale, by_x_hat, constant, past)
+                    i += width
+            count = (aligned if i < aligned else end) - i
+            dz, x_hat = upstream(
+                pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, count, h, h_skip, rstd_2, lack, w, b, act
+            )
+            write_gradient(dz, x_hat, pdx, pdr, idx + i, idr + i, count, scale, by_x_hat, constant, 0)
+            i += count
+        run += 1
+        if run == runs:
+            c, run = c + 1, 0
 
 
 # ------------------------------------------------------------------------------------------------------- channels last
@@ -303,7 +309,7 @@ def write_gradient_last(dims, n, r, c, pdy, px, ps, pr, pdx, pdr, slot, pitch, c
     write_gradient(
         dz, x_hat, pdx, pdr, n * dims[Y_N] + r * dims[Y_R] + c, n * dims[DRES_N] + r * dims[DRES_R] + c, count,
         load(slot, SCALE * pitch + c, None), load(slot, BY_X_HAT * pitch + c, None),
-        load(slot, CONSTANT * pitch + c, None),
+        load(slot, CONSTANT * pitch + c, None), 0,
     )  # fmt: skip
 
 
@@ -311,38 +317,28 @@ def write_gradient_last(dims, n, r, c, pdy, px, ps, pr, pdx, pdr, slot, pitch, c
 
 
 @device
-def sum_step_first(dims, u, step, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act):
-    """One part of one channel of block u; where S = 1 the whole block."""
-    if dims[S] == 1:
-        sum_elements_first(dims, u, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act)
-        return
-    n, c = u // dims[G], u % dims[G] * dims[D] + step // dims[PARTS]
-    sum_part_first(dims, n, c, step % dims[PARTS], pdy, px, ps, pr, weight, bias, mean, rstd, sums, act)
-
-
-@device
 def steps_first(
     phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, sums, block, act
 ):
-    """Channels first: steps low .. high - 1 of a phase."""
+    """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
     steps, pieces = dims[SUMS], dims[PIECES]
-    for i in range(low, high):
-        if phase == WHOLE:
-            for step in range(steps):
-                sum_step_first(dims, i, step, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act)
-            settle_block_first(dims, i, px, ps, weight, mean, sums, block)
-            for piece in range(pieces):
-                write_piece_first(
-                    dims, i, piece, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, block, act
-                )
-        elif phase == SUM:
-            sum_step_first(dims, i // steps, i % steps, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act)
-        elif phase == SETTLE:
-            settle_block_first(dims, i, px, ps, weight, mean, sums, block)
-        else:
-            write_piece_first(
-                dims, i // pieces, i % pieces, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, block, act
+    per_block = steps if phase == SUM else (pieces if phase == WRITE else 1)
+    while low < high:
+        u, first = low // per_block, low % per_block
+        count = min(high - low, per_block - first)
+        if phase in (WHOLE, SUM):
+            until = steps if phase == WHOLE else first + count
+            sum_steps_first(dims, u, first, until, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act)
+        if phase in (WHOLE, SETTLE):
+            settle_block_first(dims, u, px, ps, weight, mean, sums, block)
+        if phase in (WHOLE, WRITE):
+            until = pieces if phase == WHOLE else first + count
+            write_pieces_first(
+                dims, u, first, until, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, block, act
             )
+        low += count
+    if dims[PAST] != 0:
+        streamed()
 
 
 @device

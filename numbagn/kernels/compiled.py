@@ -51,7 +51,7 @@ overload(slope)(_chosen_by_code(1, lambda z, activation: 1.0))
 
 # ------------------------------------------------------------------------------------------------------ entry points
 
-SOURCES = ("compiled", "formulas", "polynomials", "vectors", "geometry", "moments", "forward", "backward")
+SOURCES = ("compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "forward", "backward")
 # What reading a damaged, foreign or unwritable cache file has been seen to raise.
 CACHE_FAULTS = (OSError, EOFError, pickle.PickleError, AttributeError, ImportError, ValueError, IndexError, KeyError)
 

@@ -4,8 +4,8 @@ Functions of values that know +, -, *, / and of the primitives of `vectors`; com
 target can compile each one's `py_func` for its own kind of value. No loops, no memory, no layout.
 
 `x_hat = (x - mean) * rstd` is never computed from ``x * rstd - mean * rstd``: at a mean of 1e4 that loses four digits.
-Instead x is first shifted by a number K near its mean, representable in the accumulator's type, so that the difference is
-exact or nearly so, and what K lacks is added in `offset = (K - mean) * rstd`. The shift works on halves, so that it
+Instead x is first shifted by a number K near its mean, representable in the accumulator's type, so that the difference
+is exact or nearly so, and what K lacks is added in `offset = (K - mean) * rstd`. The shift works on halves, so that it
 cannot overflow while the result is finite.
 """
 

@@ -9,26 +9,39 @@ from numba import prange
 
 from .compiled import activate, device, entry
 from .geometry import (
-    B_C, B_N, C, CHANNELS_FIRST, D, FIRST, G, LAST, PART, PARTS, PIECES, RES_N, RES_R, RUN, S, SETTLE, SKIP_N, SKIP_R,
-    SLOT, SLOTS, SUM, SUMS, UNITS, W_C, W_N, WHOLE, WRITE, X_N, X_R, Y_N, Y_R,
+    B_C, B_N, C, CHANNELS_FIRST, D, FIRST, G, LAST, PART, PARTS, PAST, PIECES, RES_N, RES_R, RUN, S, SETTLE, SKIP_N,
+    SKIP_R, SLOT, SLOTS, SUM, SUMS, UNITS, W_C, W_N, WHOLE, WRITE, X_N, X_R, Y_N, Y_R,
+)  # fmt: skip
+from .memory import (
+    lanes, load, load_one, offset, pointer, present, splat, store, store_one, stream, streamed, until_aligned, values,
 )  # fmt: skip
 from .moments import centred, difference, final_shift, settle, shifted_sums, shifts, skip_shift
-from .vectors import (
-    code, fma, lane_sum, lanes, load, load_one, offset, pointer, present, splat, store, store_one, values,
-)  # fmt: skip
+from .vectors import code, doubles, fma, lane_sum
 
 # Channels last: rows summed in accumulator precision, and rows of one column held in registers together. Eight
 # independent loads per column hide the distance between rows.
 ROWS_IN_ACCUMULATOR, ROWS_IN_REGISTERS = 512, 8
+# Channels first: vectors of a run from which a first, partial one pays that lets the others be aligned. NumPy aligns
+# large arrays to 16 bytes, and stores across two cache lines are slow.
+ALIGN_FROM = 16
 
 
 @device
-def write_vector(px, ps, pr, py, ix, i_skip, ir, iy, count, half_shift, half_shift_skip, scale, shift, act):
+def write_vector(px, ps, pr, py, ix, i_skip, ir, iy, count, half_shift, half_shift_skip, scale, shift, act, past):
     """One vector of y. Each index is read before its own is written: y may be x, skip or residual itself."""
     z = fma(centred(px, ps, ix, i_skip, count, half_shift, half_shift_skip), scale, shift)
     if present(pr):
         z = z + load(pr, ir, count)
-    store(py, iy, activate(z, act), count)
+    store_result(py, iy, activate(z, act), count, past)
+
+
+@device
+def store_result(ptr, index, value, count, past):
+    """Store whole vectors past the caches if asked to; ptr[index] must be aligned then."""
+    if count is None and past:
+        stream(ptr, index, value)
+    else:
+        store(ptr, index, value, count)
 
 
 @device
@@ -74,49 +87,73 @@ def settle_block_first(dims, u, px, ps, partial, mean, rstd, eps):
 
 
 @device
-def write_piece_first(dims, u, piece, px, ps, pr, py, weight, bias, mean, rstd, partial, act):
-    """Piece of block u: RUN positions of one channel; where S = 1 a channel is one element, and the piece is all."""
+def write_pieces_first(dims, u, low, high, px, ps, pr, py, weight, bias, mean, rstd, partial, act):
+    """Pieces low .. high - 1 of block u, each RUN positions of a channel, channel after channel."""
     n, g = u // dims[G], u % dims[G]
     d_count, s_count = dims[D], dims[S]
-    size = d_count * s_count
-    x_base = n * dims[X_N] + g * size
     half_shift, half_shift_skip, rstd_2, lack = coefficients(
         px, ps, partial[2 * u * dims[PARTS]], mean[u], rstd[u]
     )
+    if s_count == 1:
+        write_elements_first(
+            dims, n, g, px, ps, pr, py, weight, bias, half_shift, half_shift_skip, rstd_2, lack, act
+        )
+        return
     h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
     width = lanes(px)
-    if s_count == 1:
-        pw, pb = values(weight), values(bias)
-        wi, bi = n * dims[W_N] + g * d_count * dims[W_C], n * dims[B_N] + g * d_count * dims[B_C]
-        ix, i_skip = x_base, n * dims[SKIP_N] + g * size
-        ir, iy = n * dims[RES_N] + g * size, n * dims[Y_N] + g * size
-        d = 0
-        while d + width <= d_count:
-            w, b = along(pw, wi, d, dims[W_C], None), along(pb, bi, d, dims[B_C], None)
-            write_vector(
-                px, ps, pr, py, ix + d, i_skip + d, ir + d, iy + d, None, h, h_skip, w * rstd_2, fma(w, lack, b), act
-            )
-            d += width
-        if d < d_count:
-            count = d_count - d
-            w, b = along(pw, wi, d, dims[W_C], count), along(pb, bi, d, dims[B_C], count)
-            write_vector(
-                px, ps, pr, py, ix + d, i_skip + d, ir + d, iy + d, count, h, h_skip, w * rstd_2, fma(w, lack, b), act
-            )
-        return
-    runs = dims[PIECES] // d_count
-    d, run = piece // runs, piece % runs
-    c = g * d_count + d
-    w, b = weight[n * dims[W_N] + c * dims[W_C]], bias[n * dims[B_N] + c * dims[B_C]]
-    scale, shift = splat(px, rstd_2 * w), splat(px, lack * w + b)
-    i = c * s_count + run * dims[RUN]
-    end = min(i + dims[RUN], (c + 1) * s_count)
     ix, i_skip, ir, iy = n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N], n * dims[Y_N]
-    while i + width <= end:
-        write_vector(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, None, h, h_skip, scale, shift, act)
-        i += width
-    if i < end:
-        write_vector(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, end - i, h, h_skip, scale, shift, act)
+    runs = dims[PIECES] // d_count
+    c, run = g * d_count + low // runs, low % runs
+    for _ in range(low, high):
+        w, b = weight[n * dims[W_N] + c * dims[W_C]], bias[n * dims[B_N] + c * dims[B_C]]
+        scale, shift = splat(px, rstd_2 * w), splat(px, lack * w + b)
+        i = c * s_count + run * dims[RUN]
+        end = min(i + dims[RUN], (c + 1) * s_count)
+        aligned, past = i, 0
+        if end - i >= ALIGN_FROM * width:
+            aligned, past = i + until_aligned(py, iy + i), dims[PAST]
+        while i < end:
+            if i >= aligned:
+                while i + width <= end:
+                    write_vector(
+                        px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, None, h, h_skip, scale, shift, act, past
+                    )
+                    i += width
+            count = (aligned if i < aligned else end) - i
+            write_vector(
+                px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count, h, h_skip, scale, shift, act, 0
+            )
+            i += count
+        run += 1
+        if run == runs:
+            c, run = c + 1, 0
+
+
+@device
+def write_elements_first(
+    dims, n, g, px, ps, pr, py, weight, bias, half_shift, half_shift_skip, rstd_2, lack, act
+):
+    """Group g of sample n where S = 1: each channel is one element."""
+    d_count = dims[D]
+    h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
+    pw, pb = values(weight), values(bias)
+    c = g * d_count
+    wi, bi = n * dims[W_N] + c * dims[W_C], n * dims[B_N] + c * dims[B_C]
+    ix, i_skip, ir, iy = n * dims[X_N] + c, n * dims[SKIP_N] + c, n * dims[RES_N] + c, n * dims[Y_N] + c
+    width = lanes(px)
+    d = 0
+    while d + width <= d_count:
+        w, b = along(pw, wi, d, dims[W_C], None), along(pb, bi, d, dims[B_C], None)
+        write_vector(
+            px, ps, pr, py, ix + d, i_skip + d, ir + d, iy + d, None, h, h_skip, w * rstd_2, fma(w, lack, b), act, 0
+        )
+        d += width
+    if d < d_count:
+        count = d_count - d
+        w, b = along(pw, wi, d, dims[W_C], count), along(pb, bi, d, dims[B_C], count)
+        write_vector(
+            px, ps, pr, py, ix + d, i_skip + d, ir + d, iy + d, count, h, h_skip, w * rstd_2, fma(w, lack, b), act, 0
+        )
 
 
 @device
@@ -133,13 +170,14 @@ def along(ptr, base, d, stride, count):
 @device
 def group_sum(ptr, start, n):
     """The sum of n values in float64, vector by vector."""
-    width, total, i = lanes(ptr), 0.0, 0
+    width, i = lanes(ptr), 0
+    total = doubles(splat(ptr, 0.0))
     while i + width <= n:
-        total += lane_sum(load(ptr, start + i, None))
+        total = total + doubles(load(ptr, start + i, None))
         i += width
     if i < n:
-        total += lane_sum(load(ptr, start + i, n - i))
-    return total
+        total = total + doubles(load(ptr, start + i, n - i))
+    return lane_sum(total)
 
 
 @device
@@ -243,12 +281,12 @@ def write_piece_last(dims, n, piece, px, ps, pr, py, slot, weight, bias, mean, r
         for c in range(0, full, width):
             h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
             scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
-            write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, None, h, h_skip, scale, shift, act)
+            write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, None, h, h_skip, scale, shift, act, 0)
         if full < c_count:
             c, count = full, c_count - full
             h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
             scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
-            write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, count, h, h_skip, scale, shift, act)
+            write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, count, h, h_skip, scale, shift, act, 0)
 
 
 # ------------------------------------------------------------------------------------------------------ all the blocks
@@ -256,21 +294,23 @@ def write_piece_last(dims, n, piece, px, ps, pr, py, slot, weight, bias, mean, r
 
 @device
 def steps_first(phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, rstd, partial, act):
-    """Channels first: steps low .. high - 1 of a phase."""
+    """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
     parts, pieces = dims[PARTS], dims[PIECES]
-    for i in range(low, high):
-        if phase == WHOLE:
-            for k in range(parts):
-                sum_part_first(dims, i, k, px, ps, partial)
-            settle_block_first(dims, i, px, ps, partial, mean, rstd, eps)
-            for piece in range(pieces):
-                write_piece_first(dims, i, piece, px, ps, pr, py, weight, bias, mean, rstd, partial, act)
-        elif phase == SUM:
-            sum_part_first(dims, i // parts, i % parts, px, ps, partial)
-        elif phase == SETTLE:
-            settle_block_first(dims, i, px, ps, partial, mean, rstd, eps)
-        else:
-            write_piece_first(dims, i // pieces, i % pieces, px, ps, pr, py, weight, bias, mean, rstd, partial, act)
+    per_block = parts if phase == SUM else (pieces if phase == WRITE else 1)
+    while low < high:
+        u, first = low // per_block, low % per_block
+        count = min(high - low, per_block - first)
+        if phase in (WHOLE, SUM):
+            for k in range(first, parts if phase == WHOLE else first + count):
+                sum_part_first(dims, u, k, px, ps, partial)
+        if phase in (WHOLE, SETTLE):
+            settle_block_first(dims, u, px, ps, partial, mean, rstd, eps)
+        if phase in (WHOLE, WRITE):
+            until = pieces if phase == WHOLE else first + count
+            write_pieces_first(dims, u, first, until, px, ps, pr, py, weight, bias, mean, rstd, partial, act)
+        low += count
+    if dims[PAST] != 0:
+        streamed()
 
 
 @device
@@ -289,7 +329,8 @@ def steps_last(phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, 
         elif phase == SETTLE:
             settle_block_last(dims, i, px, ps, partial, mean, rstd, eps)
         else:
-            write_piece_last(dims, i // pieces, i % pieces, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act)
+            n, piece = i // pieces, i % pieces
+            write_piece_last(dims, n, piece, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act)
 
 
 @device
@@ -306,8 +347,8 @@ def steps_in(phase, dims):
 def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, parallel, sources):
     """Make the forward kernel of one specialisation; all arguments are integers, so that it can be cached.
 
-    The kernel reads flat arrays (storage kinds as given, parameters and scratch in the accumulator's type, statistics and
-    partial sums in float64) by the strides in `dims`, and fills y, mean and rstd.
+    The kernel reads flat arrays (storage kinds as given, parameters and scratch in the accumulator's type, statistics
+    and partial sums in float64) by the strides in `dims`, and fills y, mean and rstd.
     """
 
     def forward(dims, eps, x, skip, residual, y, weight, bias, mean, rstd, partial, scratch):

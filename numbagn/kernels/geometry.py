@@ -1,22 +1,23 @@
 """The integers a kernel runs by: one int64 array, its fields in this order.
 
-Sizes: N samples of C channels in G groups, D = C / G channels a group, S positions a channel. Work: UNITS blocks (channels
-first: one group of one sample; channels last: one sample), each summed in SUMS steps over PARTS parts of PART elements
-(channels last: rows) and written in PIECES pieces of at most RUN positions. FIRST and LAST bound the phases, SLOTS the tasks that run at
-once; a task owns SLOT values of scratch. Strides count elements: `_N` from sample to sample, `_R` (channels last) from row
-to row, `_C` from channel to channel of a parameter (0: the same value for all).
+Sizes: N samples of C channels in G groups, D = C / G channels a group, S positions a channel. Work: UNITS blocks
+(channels first: one group of one sample; channels last: one sample), each summed in SUMS steps over PARTS parts of PART
+elements (channels last: rows) and written in PIECES pieces of at most RUN positions. FIRST and LAST bound the phases,
+SLOTS the tasks that run at once; a task owns SLOT values of scratch. Where PAST is not 0, results are stored past the
+caches. Strides count elements: `_N` from sample to sample, `_R` (channels last) from row to row, `_C` from channel to
+channel of a parameter (0: the same value for all).
 """
 
 FIELDS = (
     "N", "C", "G", "D", "S",
-    "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "FIRST", "LAST", "SLOTS", "SLOT",
+    "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "FIRST", "LAST", "SLOTS", "SLOT", "PAST",
     "X_N", "X_R", "SKIP_N", "SKIP_R", "RES_N", "RES_R", "Y_N", "Y_R", "DY_N", "DY_R", "DRES_N", "DRES_R",
     "W_N", "W_C", "B_N", "B_C",
 )  # fmt: skip
 
 (
     N, C, G, D, S,
-    UNITS, PART, PARTS, SUMS, RUN, PIECES, FIRST, LAST, SLOTS, SLOT,
+    UNITS, PART, PARTS, SUMS, RUN, PIECES, FIRST, LAST, SLOTS, SLOT, PAST,
     X_N, X_R, SKIP_N, SKIP_R, RES_N, RES_R, Y_N, Y_R, DY_N, DY_R, DRES_N, DRES_R,
     W_N, W_C, B_N, B_C,
 ) = range(len(FIELDS))  # fmt: skip

@@ -5,19 +5,19 @@ x - K and (x - K)**2 with one K near the block's mean, in the accumulator's type
 float64 beyond: the rounding errors of a chunk's lanes are independent and average out, and what K is off costs
 (mean - K)**2 / variance times the error of the squares. WORST bounds that factor.
 
-With `skip` the block is x + skip, each shifted by a number of its own before they are added, so that two large offsets of
-opposite sign lose nothing.
+With `skip` the block is x + skip, each shifted by a number of its own before they are added, so that two large offsets
+of opposite sign lose nothing.
 """
 
 import math
 
 from .compiled import device
 from .formulas import half_difference
-from .vectors import fma, keep, lane_sum, lanes, load, load_one, present, rounded, splat
+from .memory import lanes, load, load_one, present, rounded, splat
+from .vectors import doubles, fma, keep, lane_sum
 
-# Elements summed in accumulator precision before float64 takes over: 2048 float32 leave 2e-8 relative error in the sum of
-# squares of normal data, 8192 leave 6e-8; the speed is the same from 1024 on.
-CHUNK = 2048
+# Elements summed in accumulator precision before float64 takes over, two vectors side by side: 16 additions of float32.
+CHUNK = 512
 # Largest (mean - K)**2 / variance accepted.
 WORST = 16.0
 # Below this eps, squares that float32 cannot hold (differences under 1e-19) would be missed in the result.
@@ -77,7 +77,8 @@ def shifted_sums(px, ps, ix, i_skip, n, k, k_skip):
     """(sum of x - K, sum of (x - K)**2) over n consecutive elements, in float64."""
     width = lanes(px)
     k, k_skip = splat(px, k), splat(px, k_skip)
-    total, squares = 0.0, 0.0
+    total = doubles(splat(px, 0.0))
+    squares = total
     end = ix + n
     i_skip -= ix
     while ix < end:
@@ -97,9 +98,9 @@ def shifted_sums(px, ps, ix, i_skip, n, k, k_skip):
             d0 = difference(px, ps, ix, ix + i_skip, k, k_skip, count)
             s0, q0 = s0 + d0, fma(d0, d0, q0)
             ix += count
-        total += lane_sum(s0 + s1)
-        squares += lane_sum(q0 + q1)
-    return total, squares
+        total = total + doubles(s0 + s1)
+        squares = squares + doubles(q0 + q1)
+    return lane_sum(total), lane_sum(squares)
 
 
 @device

@@ -1,8 +1,8 @@
 """Coefficients of the elementary functions, as pairs: for float32 lanes, for float64 lanes.
 
 Each polynomial is the Chebyshev interpolant on its interval, computed with 60 digits and rewritten in powers of its
-argument; the largest relative error of the approximation, before rounding, stands beside it. `tests/test_activations.py`
-measures what the finished functions achieve.
+argument; the largest relative error of the approximation, before rounding, stands beside it.
+`tests/test_activations.py` measures what the finished functions achieve.
 """
 
 # Constants whose value depends on the precision.

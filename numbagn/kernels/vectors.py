@@ -1,11 +1,11 @@
-"""Vectors for Numba kernels: typed pointers, 64-byte loads and stores, arithmetic with a fixed lane order.
+"""Vectors for Numba kernels: arithmetic on 64 bytes of values, with a fixed lane order.
 
 Everything the kernels compute, they compute on these vectors, the tails too (masked loads and stores), and no fastmath
 flag is used anywhere: the bits of a result follow from the source alone, not from what LLVM makes of a loop in one
 context or another. That is how serial, parallel, in-place and any-batch results are equal to the last bit.
 
-A vector is 64 bytes on every processor: one register with AVX-512, two with AVX2, four with SSE or Neon. All LLVM-level
-code of the library is in this file.
+A vector is 64 bytes on every processor: one register with AVX-512, two with AVX2, four with SSE or Neon. How vectors
+are read from arrays and written to them stands in `memory`; no other module makes LLVM instructions.
 """
 
 import operator
@@ -17,11 +17,10 @@ from numba.core.extending import intrinsic, models, register_model
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from .._dtypes import STORED
 from .polynomials import CONSTANTS, POLYNOMIALS
 
-I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
-F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+I1, I32, I64 = (ir.IntType(n) for n in (1, 32, 64))
+F32, F64 = ir.FloatType(), ir.DoubleType()
 
 # ------------------------------------------------------------------------------------------------------------ types
 
@@ -41,15 +40,6 @@ class Mask(types.Type):
     def __init__(self, vector):
         self.vector = vector
         super().__init__(f"Mask({vector})")
-
-
-class Pointer(types.Type):
-    """The data of a one-dimensional array of one storage kind; `absent` where there is no such operand."""
-
-    def __init__(self, kind, absent=False):
-        self.kind = kind
-        self.absent = absent
-        super().__init__(f"Pointer({kind}{', absent' if absent else ''})")
 
 
 class Code(types.Type):
@@ -79,86 +69,27 @@ class MaskModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(I1, fe_type.vector.lanes))
 
 
-@register_model(Pointer)
-class PointerModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):
-        super().__init__(dmm, fe_type, I8.as_pointer())
-
-
 register_model(Code)(models.OpaqueModel)
 
-# ------------------------------------------------------------------------------------- storage kinds: widen and narrow
+# ------------------------------------------------------------------------------------------------- LLVM building blocks
 
 
-def _widen_f16(builder, raw, vector):
-    half = builder.bitcast(raw, llvm_vector(vector, F16))
-    return builder.fpext(half, llvm_vector(vector))
-
-
-def _narrow_f16(builder, value, vector):
-    return builder.bitcast(builder.fptrunc(value, llvm_vector(vector, F16)), llvm_vector(vector, I16))
-
-
-def _widen_bf16(builder, raw, vector):
-    wide = llvm_vector(vector, I32)
-    return builder.bitcast(builder.shl(builder.zext(raw, wide), _splat_int(wide, 16)), llvm_vector(vector))
-
-
-def _narrow_bf16(builder, value, vector):
-    """Round to nearest even with integers: the hardware's own instruction flushes subnormal numbers to zero."""
-    wide = llvm_vector(vector, I32)
-    bits = builder.bitcast(value, wide)
-    odd = builder.and_(builder.lshr(bits, _splat_int(wide, 16)), _splat_int(wide, 1))
-    rounded = builder.add(bits, builder.add(odd, _splat_int(wide, 0x7FFF)))
-    quiet = builder.or_(bits, _splat_int(wide, 0x400000))
-    kept = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-    return builder.trunc(builder.lshr(kept, _splat_int(wide, 16)), llvm_vector(vector, I16))
-
-
-def _same(builder, value, vector):
-    return value
-
-
-def _to_double(builder, value, vector):
-    return builder.fpext(value, llvm_vector(vector, F64))
-
-
-# kind: (what a load gives, element in memory, memory -> accumulator, accumulator -> memory)
-KINDS = {
-    "float16": (F32X16, I16, _widen_f16, _narrow_f16),
-    "bfloat16": (F32X16, I16, _widen_bf16, _narrow_bf16),
-    "float32": (F32X16, F32, _same, _same),
-    "float64": (F64X8, F64, _same, _same),
-}
-
-
-def _splat_int(vector_type, value):
+def splat_int(vector_type, value):
     return ir.Constant(vector_type, [value] * vector_type.count)
 
 
-def _splat(builder, vector, scalar):
+def splat_scalar(builder, vector, scalar):
     one = builder.insert_element(ir.Constant(llvm_vector(vector), ir.Undefined), scalar, I32(0))
     order = ir.Constant(ir.VectorType(I32, vector.lanes), [0] * vector.lanes)
     return builder.shuffle_vector(one, one, order)
 
 
-def _head_mask(builder, lanes, count):
+def head_mask(builder, lanes, count):
     """Lanes 0 .. count - 1."""
     wide = ir.VectorType(I32, lanes)
     one = builder.insert_element(ir.Constant(wide, ir.Undefined), builder.trunc(count, I32), I32(0))
-    limit = builder.shuffle_vector(one, one, _splat_int(wide, 0))
+    limit = builder.shuffle_vector(one, one, splat_int(wide, 0))
     return builder.icmp_signed("<", ir.Constant(wide, list(range(lanes))), limit)
-
-
-def _address(builder, pointer, element, index):
-    return builder.gep(builder.bitcast(pointer, element.as_pointer()), [index])
-
-
-def _align(element):
-    return {I16: 2, F32: 4, F64: 8}[element]
-
-
-# ---------------------------------------------------------------------------------------------------- loads and stores
 
 
 @intrinsic(prefer_literal=True)
@@ -167,167 +98,7 @@ def code(typingctx, value):
     return Code(value.literal_value)(value), lambda context, builder, sig, args: context.get_dummy_value()
 
 
-@intrinsic(prefer_literal=True)
-def pointer(typingctx, array, kind):
-    """The data pointer of `array`, of the dtype numbered `kind` in STORED; -1 where the operand is absent.
-
-    `array` must be an argument of the running kernel: then it outlives every use of the pointer.
-    """
-    absent = kind.literal_value < 0
-    result = Pointer(str(array.dtype) if absent else STORED[kind.literal_value], absent)
-
-    def codegen(context, builder, sig, args):
-        data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
-        return builder.bitcast(data, I8.as_pointer())
-
-    return result(array, kind), codegen
-
-
-@intrinsic
-def values(typingctx, array):
-    """The data pointer of a float32 or float64 array (parameters, scratch, sums): an argument, as for `pointer`."""
-    result = Pointer(str(array.dtype))
-
-    def codegen(context, builder, sig, args):
-        data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
-        return builder.bitcast(data, I8.as_pointer())
-
-    return result(array), codegen
-
-
-@intrinsic
-def offset(typingctx, ptr, index):
-    """The pointer to ptr[index]."""
-    element = KINDS[ptr.kind][1]
-
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(_address(builder, args[0], element, args[1]), I8.as_pointer())
-
-    return ptr(ptr, types.int64), codegen
-
-
-@intrinsic
-def present(typingctx, ptr):
-    """Whether the operand is there: a constant, so that LLVM drops the branch not taken."""
-    return types.boolean(ptr), lambda context, builder, sig, args: I1(not ptr.absent)
-
-
-@intrinsic
-def lanes(typingctx, ptr):
-    """Elements in one vector of this pointer's kind."""
-    count = KINDS[ptr.kind][0].lanes
-    return types.int64(ptr), lambda context, builder, sig, args: I64(count)
-
-
-@intrinsic
-def load(typingctx, ptr, index, count):
-    """The vector at ptr[index], widened to the accumulator's type: all lanes (count None) or the first `count`, then 0.
-
-    Nothing is read beyond `count`. An absent operand gives zeros.
-    """
-    vector, element, widen, _ = KINDS[ptr.kind]
-
-    def codegen(context, builder, sig, args):
-        if ptr.absent:
-            return ir.Constant(llvm_vector(vector), None)
-        raw = ir.VectorType(element, vector.lanes)
-        place = builder.bitcast(_address(builder, args[0], element, args[1]), raw.as_pointer())
-        if count == types.none:
-            value = builder.load(place, align=_align(element))
-        else:
-            mask = _head_mask(builder, vector.lanes, args[2])
-            fnty = ir.FunctionType(raw, [place.type, I32, mask.type, raw])
-            fn = cgutils.get_or_insert_function(builder.module, fnty, _masked_name("load", raw))
-            value = builder.call(fn, [place, I32(_align(element)), mask, ir.Constant(raw, None)])
-        return widen(builder, value, vector)
-
-    return vector(ptr, types.int64, count), codegen
-
-
-@intrinsic
-def store(typingctx, ptr, index, value, count):
-    """Round `value` to the pointer's kind and write it at ptr[index]: all lanes (count None) or the first `count`.
-
-    A float32 vector may be stored to a float64 pointer. Nothing is written to an absent operand.
-    """
-    vector, element, _, narrow = KINDS[ptr.kind]
-    if value.scalar.bitwidth < vector.scalar.bitwidth:
-        vector, narrow = value, _to_double
-
-    def codegen(context, builder, sig, args):
-        if ptr.absent:
-            return context.get_dummy_value()
-        raw = narrow(builder, args[2], vector)
-        place = builder.bitcast(_address(builder, args[0], element, args[1]), raw.type.as_pointer())
-        if count == types.none:
-            builder.store(raw, place, align=_align(element))
-        else:
-            mask = _head_mask(builder, vector.lanes, args[3])
-            fnty = ir.FunctionType(ir.VoidType(), [raw.type, place.type, I32, mask.type])
-            fn = cgutils.get_or_insert_function(builder.module, fnty, _masked_name("store", raw.type))
-            builder.call(fn, [raw, place, I32(_align(element)), mask])
-        return context.get_dummy_value()
-
-    return types.none(ptr, types.int64, value, count), codegen
-
-
-def _masked_name(verb, raw):
-    names = {I16: "i16", F32: "f32", F64: "f64"}
-    return f"llvm.masked.{verb}.v{raw.count}{names[raw.element]}.p0"
-
-
-@intrinsic
-def load_one(typingctx, ptr, index):
-    """ptr[index] as float64; 0 for an absent operand."""
-    vector, element, widen, _ = KINDS[ptr.kind]
-
-    def codegen(context, builder, sig, args):
-        if ptr.absent:
-            return F64(0.0)
-        raw = builder.load(_address(builder, args[0], element, args[1]), align=_align(element))
-        one = builder.insert_element(ir.Constant(ir.VectorType(element, vector.lanes), ir.Undefined), raw, I32(0))
-        value = builder.extract_element(widen(builder, one, vector), I32(0))
-        return value if value.type == F64 else builder.fpext(value, F64)
-
-    return types.float64(ptr, types.int64), codegen
-
-
-@intrinsic
-def store_one(typingctx, ptr, index, value):
-    """Write the float64 `value` to ptr[index], a float32 or float64 pointer."""
-    element = KINDS[ptr.kind][1]
-
-    def codegen(context, builder, sig, args):
-        value = args[2] if element == F64 else builder.fptrunc(args[2], F32)
-        builder.store(value, _address(builder, args[0], element, args[1]), align=_align(element))
-        return context.get_dummy_value()
-
-    return types.none(ptr, types.int64, types.float64), codegen
-
-
 # ---------------------------------------------------------------------------------------------------- lane arithmetic
-
-
-@intrinsic
-def splat(typingctx, ptr, scalar):
-    """`scalar`, rounded to the accumulator of `ptr`'s kind, in every lane."""
-    vector = KINDS[ptr.kind][0]
-
-    def codegen(context, builder, sig, args):
-        return _splat(builder, vector, context.cast(builder, args[1], sig.args[1], vector.scalar))
-
-    return vector(ptr, scalar), codegen
-
-
-@intrinsic
-def rounded(typingctx, ptr, value):
-    """The float64 `value` rounded to the accumulator of `ptr`'s kind, as float64 again."""
-    element = llvm_vector(KINDS[ptr.kind][0]).element
-
-    def codegen(context, builder, sig, args):
-        return args[1] if element == F64 else builder.fpext(builder.fptrunc(args[1], F32), F64)
-
-    return types.float64(ptr, types.float64), codegen
 
 
 @intrinsic
@@ -337,27 +108,38 @@ def keep(typingctx, value, count):
     def codegen(context, builder, sig, args):
         if count == types.none:
             return args[0]
-        return builder.select(_head_mask(builder, value.lanes, args[1]), args[0], ir.Constant(args[0].type, None))
+        return builder.select(head_mask(builder, value.lanes, args[1]), args[0], ir.Constant(args[0].type, None))
 
     return value(value, count), codegen
 
 
+def _halves(builder, value):
+    width = value.type.count // 2
+    orders = (ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))) for start in (0, width))
+    return [builder.shuffle_vector(value, value, order) for order in orders]
+
+
 @intrinsic
-def lane_sum(typingctx, value):
-    """The sum of all lanes in float64, by halves: always the same order."""
+def doubles(typingctx, value):
+    """Eight float64 that together are the sum of all lanes: upper half added to lower; float64 lanes unchanged."""
 
     def codegen(context, builder, sig, args):
-        total, width = args[0], value.lanes
-        if total.type.element != F64:
-            total = builder.fpext(total, ir.VectorType(F64, width))
-        while width > 1:
-            width //= 2
-            low, high = (
-                ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))) for start in (0, width)
-            )
-            total = builder.fadd(
-                builder.shuffle_vector(total, total, low), builder.shuffle_vector(total, total, high)
-            )
+        if value == F64X8:
+            return args[0]
+        low, high = (builder.fpext(half, llvm_vector(F64X8)) for half in _halves(builder, args[0]))
+        return builder.fadd(low, high)
+
+    return F64X8(value), codegen
+
+
+@intrinsic
+def lane_sum(typingctx, value):
+    """The sum of all lanes of a float64 vector, by halves: always the same order."""
+
+    def codegen(context, builder, sig, args):
+        total = args[0]
+        while total.type.count > 1:
+            total = builder.fadd(*_halves(builder, total))
         return builder.extract_element(total, I32(0))
 
     return types.float64(value), codegen
@@ -372,7 +154,7 @@ def _call(builder, name, args):
 def _to_vector(context, builder, value, from_type, vector):
     if isinstance(from_type, Vector):
         return value
-    return _splat(builder, vector, context.cast(builder, value, from_type, vector.scalar))
+    return splat_scalar(builder, vector, context.cast(builder, value, from_type, vector.scalar))
 
 
 @intrinsic
@@ -400,12 +182,6 @@ def where(typingctx, mask, a, b):
 
 
 @intrinsic
-def absolute(typingctx, value):
-    """The magnitude of each lane."""
-    return value(value), lambda context, builder, sig, args: _call(builder, "fabs", args)
-
-
-@intrinsic
 def nearest(typingctx, value):
     """Each lane rounded to the nearest whole number, ties to even."""
     return value(value), lambda context, builder, sig, args: _call(builder, "nearbyint", args)
@@ -423,8 +199,8 @@ def power_of_two(typingctx, value):
     def codegen(context, builder, sig, args):
         wide = ir.VectorType(bits, value.lanes)
         shifted = builder.fadd(args[0], ir.Constant(args[0].type, [1.5 * 2.0**mantissa] * value.lanes))
-        exponent = builder.add(builder.bitcast(shifted, wide), _splat_int(wide, bias))
-        return builder.bitcast(builder.shl(exponent, _splat_int(wide, mantissa)), args[0].type)
+        exponent = builder.add(builder.bitcast(shifted, wide), splat_int(wide, bias))
+        return builder.bitcast(builder.shl(exponent, splat_int(wide, mantissa)), args[0].type)
 
     return value(value), codegen
 
