@@ -161,6 +161,11 @@ class GroupNorm:
             The normalized x.
         saved : Saved
             For `backward`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `numbagn.group_norm`, and where `out` shares memory with what the backward pass needs.
         """
         self._check_channels(x)
         for name, needed in (
@@ -190,6 +195,11 @@ class GroupNorm:
         -------
         dx, dweight, dbias : ndarray
             As from `numbagn.group_norm_backward`; dresidual is a fourth item where a residual was given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `numbagn.group_norm_backward`.
         """
         if not isinstance(saved, Saved):
             raise TypeError(f"saved must be what forward returned, got {type(saved).__qualname__}")

@@ -15,19 +15,17 @@ into the first, which is what the caller reads.
 from numba import prange
 
 from .compiled import device, entry, slope
-from .forward import ALIGN_FROM, along, coefficients, pitch_of, steps_in, store_result
+from .forward import ALIGN_FROM, ROWS_IN_REGISTERS, along, clear, coefficients, pitch_of, steps_in, store_result
 from .geometry import (
     B_C, B_N, C, CHANNELS_FIRST, D, DRES_N, DRES_R, DY_N, DY_R, FIRST, G, LAST, N, PART, PARTS, PAST, PIECES, RES_N,
     RES_R, RUN, S, SETTLE, SKIP_N, SKIP_R, SLOT, SLOTS, SUM, SUMS, W_C, W_N, WHOLE, WRITE, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import (
-    lanes, load, load_one, offset, pointer, present, splat, store, store_one, streamed, until_aligned, values,
+    accumulate, doubles_at, lanes, load, load_one, offset, pointer, present, splat, store, store_one, streamed,
+    until_aligned, values,
 )  # fmt: skip
 from .moments import CHUNK, centred, final_shift
 from .vectors import code, doubles, fma, keep, lane_sum
-
-# Channels last: as in the forward pass.
-ROWS_IN_ACCUMULATOR, ROWS_IN_REGISTERS = 512, 8
 
 
 @device
@@ -55,7 +53,7 @@ def sum_steps_first(dims, u, low, high, pdy, px, ps, pr, weight, bias, mean, rst
     """Steps low .. high - 1 of block u, each part k, PART positions, of a channel, channel after channel."""
     n, g, d_count, s_count = u // dims[G], u % dims[G], dims[D], dims[S]
     block_shift = final_shift(px, ps, n * dims[X_N] + g * d_count * s_count, 1, 0, d_count * s_count, mean[u])
-    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], rstd[u])
+    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], 0.0, rstd[u])
     h, h_skip, rstd_2, lack = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2), splat(px, lack)
     idy, ix, i_skip, ir = n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N]
     at, products_at, width = n * dims[C], dims[N] * dims[C], lanes(px)
@@ -141,13 +139,11 @@ def settle_sample_last(dims, n, px, ps, weight, mean, sums, block):
 
 
 @device
-def write_pieces_first(
-    dims, u, low, high, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, block, act
-):
+def write_pieces_first(dims, u, low, high, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, block, act):
     """Pieces low .. high - 1 of block u, each RUN positions of a channel, channel after channel."""
     n, g, d_count, s_count = u // dims[G], u % dims[G], dims[D], dims[S]
     r = rstd[u]
-    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block[3 * u + 2], mean[u], r)
+    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block[3 * u + 2], mean[u], 0.0, r)
     h, h_skip, rstd_2, lack = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2), splat(px, lack)
     constant, by_x_hat = splat(px, -r * block[3 * u]), splat(px, -r * block[3 * u + 1])
     width = lanes(px)
@@ -199,15 +195,16 @@ def write_pieces_first(
 # ------------------------------------------------------------------------------------------------------- channels last
 
 # Rows of a task's scratch, each one value a channel.
-H, H_SKIP, RSTD_2, LACK, WEIGHT, BIAS, SUM_DZ, SUM_DZ_X_HAT, SCALE, BY_X_HAT, CONSTANT = range(11)
-SCRATCH_ROWS = 11
+H, H_SKIP, RSTD_2, LACK, WEIGHT, BIAS, SCALE, BY_X_HAT, CONSTANT = range(9)
+# While summing, the float64 sums of dz and of dz * x_hat stand where SCALE and what follows will.
+SUMS_AT = SCALE
 
 
 @device
 def spread(dims, n, g, block_shift, px, ps, slot, pitch, weight, bias, mean, rstd):
     """Fill the scratch rows H .. BIAS for group g of sample n."""
     d_count, u = dims[D], n * dims[G] + g
-    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], rstd[u])
+    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], 0.0, rstd[u])
     for c in range(g * d_count, (g + 1) * d_count):
         store_one(slot, H * pitch + c, half_shift)
         store_one(slot, H_SKIP * pitch + c, half_shift_skip)
@@ -218,12 +215,10 @@ def spread(dims, n, g, block_shift, px, ps, slot, pitch, weight, bias, mean, rst
 
 
 @device
-def upstream_last(dims, n, r, c, pdy, px, ps, pr, slot, pitch, count, act):
-    """(dz, x_hat) of the vector of channels at c in row r of sample n."""
+def upstream_last(idy, ix, i_skip, ir, c, pdy, px, ps, pr, slot, pitch, count, act):
+    """(dz, x_hat) of the vector of channels at c in the row that begins at these indices."""
     return upstream(
-        pdy, px, ps, pr,
-        n * dims[DY_N] + r * dims[DY_R] + c, n * dims[X_N] + r * dims[X_R] + c,
-        n * dims[SKIP_N] + r * dims[SKIP_R] + c, n * dims[RES_N] + r * dims[RES_R] + c, count,
+        pdy, px, ps, pr, idy + c, ix + c, i_skip + c, ir + c, count,
         load(slot, H * pitch + c, None), load(slot, H_SKIP * pitch + c, None), load(slot, RSTD_2 * pitch + c, None),
         load(slot, LACK * pitch + c, None), load(slot, WEIGHT * pitch + c, None), load(slot, BIAS * pitch + c, None),
         act,
@@ -231,14 +226,17 @@ def upstream_last(dims, n, r, c, pdy, px, ps, pr, slot, pitch, count, act):
 
 
 @device
-def sum_column(dims, n, r, rows, c, pdy, px, ps, pr, slot, pitch, count, act):
-    """Add `rows` rows of the vector of channels at c to that column's sums in scratch."""
-    a, b = load(slot, SUM_DZ * pitch + c, None), load(slot, SUM_DZ_X_HAT * pitch + c, None)
-    for row in range(r, r + rows):
-        dz, x_hat = upstream_last(dims, n, row, c, pdy, px, ps, pr, slot, pitch, count, act)
+def sum_column(dims, idy, ix, i_skip, ir, rows, c, pdy, px, ps, pr, slot, by_channel, pitch, count, act):
+    """Add `rows` rows of the vector of channels at c to that column's sums."""
+    a = splat(px, 0.0)
+    b = a
+    dy_step, x_step, skip_step, residual_step = dims[DY_R], dims[X_R], dims[SKIP_R], dims[RES_R]
+    for _ in range(rows):
+        dz, x_hat = upstream_last(idy, ix, i_skip, ir, c, pdy, px, ps, pr, slot, pitch, count, act)
         a, b = a + dz, fma(dz, x_hat, b)
-    store(slot, SUM_DZ * pitch + c, a, None)
-    store(slot, SUM_DZ_X_HAT * pitch + c, b, None)
+        idy, ix, i_skip, ir = idy + dy_step, ix + x_step, i_skip + skip_step, ir + residual_step
+    accumulate(by_channel, c, a)
+    accumulate(by_channel, pitch + c, b)
 
 
 @device
@@ -252,37 +250,26 @@ def sum_part_last(dims, n, k, pdy, px, ps, pr, slot, weight, bias, mean, rstd, s
             px, ps, n * dims[X_N] + g * dims[D], dims[S], dims[X_R], dims[D], mean[n * dims[G] + g]
         )
         spread(dims, n, g, block_shift, px, ps, slot, pitch, weight, bias, mean, rstd)
+    by_channel = doubles_at(offset(slot, SUMS_AT * pitch))
+    clear(by_channel, 0, 2 * pitch)
+    full = c_count // width * width
+    end = min((k + 1) * dims[PART], dims[S])
+    for r in range(k * dims[PART], end, ROWS_IN_REGISTERS):
+        rows = min(ROWS_IN_REGISTERS, end - r)
+        idy, ix = n * dims[DY_N] + r * dims[DY_R], n * dims[X_N] + r * dims[X_R]
+        i_skip, ir = n * dims[SKIP_N] + r * dims[SKIP_R], n * dims[RES_N] + r * dims[RES_R]
+        for c in range(0, full, width):
+            sum_column(dims, idy, ix, i_skip, ir, rows, c, pdy, px, ps, pr, slot, by_channel, pitch, None, act)
+        if full < c_count:
+            count = c_count - full
+            sum_column(dims, idy, ix, i_skip, ir, rows, full, pdy, px, ps, pr, slot, by_channel, pitch, count, act)
     at = 2 * k * channels + n * c_count
     for c in range(c_count):
-        sums[at + c], sums[at + channels + c] = 0.0, 0.0
-    full = c_count // width * width
-    sums_at, zero = values(sums), splat(px, 0.0)
-    end = min((k + 1) * dims[PART], dims[S])
-    for flush in range(k * dims[PART], end, ROWS_IN_ACCUMULATOR):
-        for c in range(SUM_DZ * pitch, (SUM_DZ_X_HAT + 1) * pitch, width):
-            store(slot, c, zero, None)
-        stop = min(flush + ROWS_IN_ACCUMULATOR, end)
-        for r in range(flush, stop, ROWS_IN_REGISTERS):
-            rows = min(ROWS_IN_REGISTERS, stop - r)
-            for c in range(0, full, width):
-                sum_column(dims, n, r, rows, c, pdy, px, ps, pr, slot, pitch, None, act)
-            if full < c_count:
-                sum_column(dims, n, r, rows, full, pdy, px, ps, pr, slot, pitch, c_count - full, act)
-        flush_sums(slot, SUM_DZ * pitch, sums_at, at, c_count)
-        flush_sums(slot, SUM_DZ_X_HAT * pitch, sums_at, at + channels, c_count)
+        sums[at + c], sums[at + channels + c] = load_one(by_channel, c), load_one(by_channel, pitch + c)
 
 
 @device
-def flush_sums(slot, start, to, at, n):
-    """to[at : at + n] += slot[start : start + n], in float64."""
-    for i in range(n):
-        store_one(to, at + i, load_one(to, at + i) + load_one(slot, start + i))
-
-
-@device
-def write_piece_last(
-    dims, n, piece, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act
-):
+def write_piece_last(dims, n, piece, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act):
     """RUN rows of sample n."""
     c_count, g_count, d_count = dims[C], dims[G], dims[D]
     width = lanes(px)
@@ -296,30 +283,30 @@ def write_piece_last(
             store_one(slot, CONSTANT * pitch + c, -rstd[u] * block[3 * u])
     full = c_count // width * width
     for r in range(piece * dims[RUN], min((piece + 1) * dims[RUN], dims[S])):
+        idy, ix = n * dims[DY_N] + r * dims[DY_R], n * dims[X_N] + r * dims[X_R]
+        i_skip, ir = n * dims[SKIP_N] + r * dims[SKIP_R], n * dims[RES_N] + r * dims[RES_R]
+        idx, idr = n * dims[Y_N] + r * dims[Y_R], n * dims[DRES_N] + r * dims[DRES_R]
         for c in range(0, full, width):
-            write_gradient_last(dims, n, r, c, pdy, px, ps, pr, pdx, pdr, slot, pitch, None, act)
+            write_column(idy, ix, i_skip, ir, idx, idr, c, pdy, px, ps, pr, pdx, pdr, slot, pitch, None, act)
         if full < c_count:
-            write_gradient_last(dims, n, r, full, pdy, px, ps, pr, pdx, pdr, slot, pitch, c_count - full, act)
+            count = c_count - full
+            write_column(idy, ix, i_skip, ir, idx, idr, full, pdy, px, ps, pr, pdx, pdr, slot, pitch, count, act)
 
 
 @device
-def write_gradient_last(dims, n, r, c, pdy, px, ps, pr, pdx, pdr, slot, pitch, count, act):
-    """dx and dresidual of the vector of channels at c in row r of sample n."""
-    dz, x_hat = upstream_last(dims, n, r, c, pdy, px, ps, pr, slot, pitch, count, act)
-    write_gradient(
-        dz, x_hat, pdx, pdr, n * dims[Y_N] + r * dims[Y_R] + c, n * dims[DRES_N] + r * dims[DRES_R] + c, count,
-        load(slot, SCALE * pitch + c, None), load(slot, BY_X_HAT * pitch + c, None),
-        load(slot, CONSTANT * pitch + c, None), 0,
-    )  # fmt: skip
+def write_column(idy, ix, i_skip, ir, idx, idr, c, pdy, px, ps, pr, pdx, pdr, slot, pitch, count, act):
+    """dx and dresidual of the vector of channels at c in the row that begins at these indices."""
+    dz, x_hat = upstream_last(idy, ix, i_skip, ir, c, pdy, px, ps, pr, slot, pitch, count, act)
+    scale, by_x_hat = load(slot, SCALE * pitch + c, None), load(slot, BY_X_HAT * pitch + c, None)
+    constant = load(slot, CONSTANT * pitch + c, None)
+    write_gradient(dz, x_hat, pdx, pdr, idx + c, idr + c, count, scale, by_x_hat, constant, 0)
 
 
 # ------------------------------------------------------------------------------------------------------ all the blocks
 
 
 @device
-def steps_first(
-    phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, sums, block, act
-):
+def steps_first(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, sums, block, act):
     """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
     steps, pieces = dims[SUMS], dims[PIECES]
     per_block = steps if phase == SUM else (pieces if phase == WRITE else 1)
@@ -333,18 +320,14 @@ def steps_first(
             settle_block_first(dims, u, px, ps, weight, mean, sums, block)
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
-            write_pieces_first(
-                dims, u, first, until, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, block, act
-            )
+            write_pieces_first(dims, u, first, until, pdy, px, ps, pr, pdx, pdr, weight, bias, mean, rstd, block, act)
         low += count
     if dims[PAST] != 0:
         streamed()
 
 
 @device
-def steps_last(
-    phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block, act
-):
+def steps_last(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block, act):
     """Channels last: steps low .. high - 1 of a phase."""
     parts, pieces = dims[PARTS], dims[PIECES]
     for i in range(low, high):
@@ -353,9 +336,7 @@ def steps_last(
                 sum_part_last(dims, i, k, pdy, px, ps, pr, slot, weight, bias, mean, rstd, sums, act)
             settle_sample_last(dims, i, px, ps, weight, mean, sums, block)
             for piece in range(pieces):
-                write_piece_last(
-                    dims, i, piece, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act
-                )
+                write_piece_last(dims, i, piece, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act)
         elif phase == SUM:
             sum_part_last(dims, i // parts, i % parts, pdy, px, ps, pr, slot, weight, bias, mean, rstd, sums, act)
         elif phase == SETTLE:
@@ -370,9 +351,7 @@ def steps_last(
 def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, dresidual_kind, activation, parallel, sources):
     """Make the backward kernel of one specialisation, as `forward_kernel` does; it fills dx, dresidual and sums."""
 
-    def backward(
-        dims, dy, x, skip, residual, dx, dresidual, weight, bias, mean, rstd, sums, block, scratch
-    ):
+    def backward(dims, dy, x, skip, residual, dx, dresidual, weight, bias, mean, rstd, sums, block, scratch):
         if sources == 0:
             return
         for phase in range(dims[FIRST], dims[LAST]):

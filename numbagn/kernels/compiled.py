@@ -4,8 +4,8 @@ import functools
 import hashlib
 import logging
 import os
-import pickle
 import pkgutil
+import sys
 import time
 import warnings
 
@@ -15,7 +15,8 @@ from numba.core.extending import overload
 from .formulas import ACTIVATIONS
 from .vectors import Code
 
-log = logging.getLogger("numbagn")
+PACKAGE = __package__.partition(".")[0]
+log = logging.getLogger(PACKAGE)
 
 # No fastmath flag: see vectors. NumPy's error model: no test for zero at each division.
 OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -52,8 +53,6 @@ overload(slope)(_chosen_by_code(1, lambda z, activation: 1.0))
 # ------------------------------------------------------------------------------------------------------ entry points
 
 SOURCES = ("compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "forward", "backward")
-# What reading a damaged, foreign or unwritable cache file has been seen to raise.
-CACHE_FAULTS = (OSError, EOFError, pickle.PickleError, AttributeError, ImportError, ValueError, IndexError, KeyError)
 
 
 @functools.cache
@@ -86,31 +85,43 @@ def entry(make):
 def _compile(function, parallel, arguments):
     signature = tuple(typeof(a) for a in arguments)
     started = time.perf_counter()
-    fault = None
+    jitted, fault = None, None
     if os.environ.get("NUMBAGN_CACHE", "1") != "0":
         try:
             jitted = njit(function, parallel=bool(parallel), cache=True, **OPTIONS)
             jitted.compile(signature)
-        except RuntimeError as e:  # Numba found no folder to keep a cache in
-            log.debug("no cache: %s", e)
-        except CACHE_FAULTS as e:
+        except Exception as e:  # damaged, foreign and unwritable files have raised errors of a dozen kinds
             fault = e
-        else:
-            _tell(function, jitted, started)
-            return jitted
-    jitted = njit(function, parallel=bool(parallel), **OPTIONS)
-    jitted.compile(signature)
+    if jitted is None or not jitted.overloads:  # where only the writing of a file failed, the kernel is there
+        jitted = njit(function, parallel=bool(parallel), **OPTIONS)
+        jitted.compile(signature)
     if fault is not None:  # and not one of the compilation itself, which would have come again
+        _tell_fault(fault)
+    verb = "loaded" if jitted.stats.cache_hits else "compiled"
+    log.info("%s %s in %.2f s", verb, function.__qualname__.split(".")[0], time.perf_counter() - started)
+    return jitted
+
+
+_told = []
+
+
+def _tell_fault(fault):
+    """Say once in a process that the cache does not work."""
+    if isinstance(fault, RuntimeError):  # Numba found no folder to keep a cache in
+        log.debug("no cache of compiled kernels: %s", fault)
+    elif not _told:
+        _told.append(fault)
         warnings.warn(
             f"numbagn: the cache of compiled kernels cannot be used ({type(fault).__name__}: {fault}); "
             "compiled without it. Delete its files, or set NUMBA_CACHE_DIR to a private writable folder.",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=_outside(),
         )
-    _tell(function, jitted, started)
-    return jitted
 
 
-def _tell(function, jitted, started):
-    verb = "loaded" if jitted.stats.cache_hits else "compiled"
-    log.info("%s %s in %.2f s", verb, function.__qualname__.split(".")[0], time.perf_counter() - started)
+def _outside():
+    """The stack level, for `warnings.warn` one function up, of the first caller outside this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == PACKAGE:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -13,14 +13,14 @@ from .geometry import (
     SKIP_R, SLOT, SLOTS, SUM, SUMS, UNITS, W_C, W_N, WHOLE, WRITE, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import (
-    lanes, load, load_one, offset, pointer, present, splat, store, store_one, stream, streamed, until_aligned, values,
+    accumulate, doubles_at, lanes, load, load_one, offset, pointer, present, splat, store, store_one, stream, streamed,
+    until_aligned, values,
 )  # fmt: skip
 from .moments import centred, difference, final_shift, settle, shifted_sums, shifts, skip_shift
-from .vectors import code, doubles, fma, lane_sum
+from .vectors import code, fma, lane_sum
 
-# Channels last: rows summed in accumulator precision, and rows of one column held in registers together. Eight
-# independent loads per column hide the distance between rows.
-ROWS_IN_ACCUMULATOR, ROWS_IN_REGISTERS = 512, 8
+# Channels last: rows of one column summed in the accumulator's type, in registers, before float64 takes over.
+ROWS_IN_REGISTERS = 16
 # Channels first: vectors of a run from which a first, partial one pays that lets the others be aligned. NumPy aligns
 # large arrays to 16 bytes, and stores across two cache lines are slow.
 ALIGN_FROM = 16
@@ -45,10 +45,10 @@ def store_result(ptr, index, value, count, past):
 
 
 @device
-def coefficients(px, ps, k, mean, rstd):
-    """(-K / 2, the same of skip, 2 * rstd, (K - mean) * rstd): x_hat from half differences."""
+def coefficients(px, ps, k, mean, lost, rstd):
+    """(-K / 2, the same of skip, 2 * rstd, (K - mean) * rstd): x_hat from half differences. The mean is mean + lost."""
     k_skip = skip_shift(px, ps, k, mean)
-    return -0.5 * k, -0.5 * k_skip, 2.0 * rstd, (k - mean + k_skip) * rstd
+    return -0.5 * k, -0.5 * k_skip, 2.0 * rstd, (k - mean + k_skip - lost) * rstd
 
 
 # ------------------------------------------------------------------------------------------------------ channels first
@@ -80,10 +80,11 @@ def settle_block_first(dims, u, px, ps, partial, mean, rstd, eps):
     for at in range(2 * u * dims[PARTS], 2 * (u + 1) * dims[PARTS], 2):
         total += partial[at]
         squares += partial[at + 1]
-    mean[u], rstd[u] = settle(
+    at = 2 * u * dims[PARTS]
+    mean[u], partial[at + 1], rstd[u] = settle(
         px, ps, x_base, skip_base, 1, 0, 0, size, shift, shift_skip, total, squares, eps
     )
-    partial[2 * u * dims[PARTS]] = final_shift(px, ps, x_base, 1, 0, size, mean[u])
+    partial[at] = final_shift(px, ps, x_base, 1, 0, size, mean[u])
 
 
 @device
@@ -91,13 +92,10 @@ def write_pieces_first(dims, u, low, high, px, ps, pr, py, weight, bias, mean, r
     """Pieces low .. high - 1 of block u, each RUN positions of a channel, channel after channel."""
     n, g = u // dims[G], u % dims[G]
     d_count, s_count = dims[D], dims[S]
-    half_shift, half_shift_skip, rstd_2, lack = coefficients(
-        px, ps, partial[2 * u * dims[PARTS]], mean[u], rstd[u]
-    )
+    at = 2 * u * dims[PARTS]
+    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, partial[at], mean[u], partial[at + 1], rstd[u])
     if s_count == 1:
-        write_elements_first(
-            dims, n, g, px, ps, pr, py, weight, bias, half_shift, half_shift_skip, rstd_2, lack, act
-        )
+        write_elements_first(dims, n, g, px, ps, pr, py, weight, bias, half_shift, half_shift_skip, rstd_2, lack, act)
         return
     h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
     width = lanes(px)
@@ -120,9 +118,7 @@ def write_pieces_first(dims, u, low, high, px, ps, pr, py, weight, bias, mean, r
                     )
                     i += width
             count = (aligned if i < aligned else end) - i
-            write_vector(
-                px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count, h, h_skip, scale, shift, act, 0
-            )
+            write_vector(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count, h, h_skip, scale, shift, act, 0)
             i += count
         run += 1
         if run == runs:
@@ -130,9 +126,7 @@ def write_pieces_first(dims, u, low, high, px, ps, pr, py, weight, bias, mean, r
 
 
 @device
-def write_elements_first(
-    dims, n, g, px, ps, pr, py, weight, bias, half_shift, half_shift_skip, rstd_2, lack, act
-):
+def write_elements_first(dims, n, g, px, ps, pr, py, weight, bias, half_shift, half_shift_skip, rstd_2, lack, act):
     """Group g of sample n where S = 1: each channel is one element."""
     d_count = dims[D]
     h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
@@ -169,66 +163,65 @@ def along(ptr, base, d, stride, count):
 
 @device
 def group_sum(ptr, start, n):
-    """The sum of n values in float64, vector by vector."""
+    """The sum of n float64."""
     width, i = lanes(ptr), 0
-    total = doubles(splat(ptr, 0.0))
+    total = splat(ptr, 0.0)
     while i + width <= n:
-        total = total + doubles(load(ptr, start + i, None))
+        total = total + load(ptr, start + i, None)
         i += width
     if i < n:
-        total = total + doubles(load(ptr, start + i, n - i))
+        total = total + load(ptr, start + i, n - i)
     return lane_sum(total)
 
 
 @device
-def sum_column(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, c, pitch, count):
-    """Add `rows` rows of the vector of channels at c to that column's sums in the task's scratch."""
+def sum_column(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, pitch, count):
+    """Add `rows` rows of the vector of channels at c to that column's sums."""
     k, k_skip = load(slot, c, None), load(slot, pitch + c, None)
     s = splat(px, 0.0)
     q = s
     for r in range(rows):
         d = difference(px, ps, ix + r * x_stride + c, i_skip + r * skip_stride + c, k, k_skip, count)
         s, q = s + d, fma(d, d, q)
-    store(slot, 2 * pitch + c, load(slot, 2 * pitch + c, None) + s, None)
-    store(slot, 3 * pitch + c, load(slot, 3 * pitch + c, None) + q, None)
+    accumulate(sums, c, s)
+    accumulate(sums, pitch + c, q)
+
+
+@device
+def clear(ptr, start, stop):
+    """Zeros in whole vectors from start to stop."""
+    for i in range(start, stop, lanes(ptr)):
+        store(ptr, i, splat(ptr, 0.0), None)
 
 
 @device
 def sum_part_last(dims, n, k, px, ps, slot, partial):
-    """Sums per group over part k of sample n, PART rows. Scratch: K, K of skip, sums, sums of squares by channel."""
+    """Sums per group over part k of sample n, PART rows. Scratch: K, K of skip, then float64 sums by channel."""
     c_count, g_count, d_count, s_count = dims[C], dims[G], dims[D], dims[S]
     x_base, skip_base = n * dims[X_N], n * dims[SKIP_N]
     width = lanes(px)
     pitch = pitch_of(c_count, width)
-    at = 2 * (n * dims[PARTS] + k) * g_count
+    sums = doubles_at(offset(slot, 2 * pitch))
+    clear(sums, 0, 2 * pitch)
     for g in range(g_count):
         start = g * d_count
-        shift, shift_skip = shifts(
-            px, ps, x_base + start, skip_base + start, s_count, dims[X_R], dims[SKIP_R], d_count
-        )
+        shift, shift_skip = shifts(px, ps, x_base + start, skip_base + start, s_count, dims[X_R], dims[SKIP_R], d_count)
         for c in range(start, start + d_count):
             store_one(slot, c, shift)
             store_one(slot, pitch + c, shift_skip)
-        partial[at + 2 * g], partial[at + 2 * g + 1] = 0.0, 0.0
     end = min((k + 1) * dims[PART], s_count)
     full = c_count // width * width
-    zero = splat(px, 0.0)
-    for flush in range(k * dims[PART], end, ROWS_IN_ACCUMULATOR):
-        for c in range(2 * pitch, 4 * pitch, width):
-            store(slot, c, zero, None)
-        stop = min(flush + ROWS_IN_ACCUMULATOR, end)
-        for r in range(flush, stop, ROWS_IN_REGISTERS):
-            rows = min(ROWS_IN_REGISTERS, stop - r)
-            ix, i_skip = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R]
-            for c in range(0, full, width):
-                sum_column(px, ps, ix, i_skip, rows, dims[X_R], dims[SKIP_R], slot, c, pitch, None)
-            if full < c_count:
-                sum_column(
-                    px, ps, ix, i_skip, rows, dims[X_R], dims[SKIP_R], slot, full, pitch, c_count - full
-                )
-        for g in range(g_count):
-            partial[at + 2 * g] += group_sum(slot, 2 * pitch + g * d_count, d_count)
-            partial[at + 2 * g + 1] += group_sum(slot, 3 * pitch + g * d_count, d_count)
+    for r in range(k * dims[PART], end, ROWS_IN_REGISTERS):
+        rows = min(ROWS_IN_REGISTERS, end - r)
+        ix, i_skip = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R]
+        for c in range(0, full, width):
+            sum_column(px, ps, ix, i_skip, rows, dims[X_R], dims[SKIP_R], slot, sums, c, pitch, None)
+        if full < c_count:
+            sum_column(px, ps, ix, i_skip, rows, dims[X_R], dims[SKIP_R], slot, sums, full, pitch, c_count - full)
+    at = 2 * (n * dims[PARTS] + k) * g_count
+    for g in range(g_count):
+        partial[at + 2 * g] = group_sum(sums, g * d_count, d_count)
+        partial[at + 2 * g + 1] = group_sum(sums, pitch + g * d_count, d_count)
 
 
 @device
@@ -249,13 +242,11 @@ def settle_block_last(dims, n, px, ps, partial, mean, rstd, eps):
             at = 2 * ((n * dims[PARTS] + k) * g_count + g)
             total += partial[at]
             squares += partial[at + 1]
-        u = n * g_count + g
-        mean[u], rstd[u] = settle(
+        u, at = n * g_count + g, 2 * (n * dims[PARTS] * g_count + g)
+        mean[u], partial[at + 1], rstd[u] = settle(
             px, ps, x_base, skip_base, s_count, dims[X_R], dims[SKIP_R], d_count, shift, shift_skip, total, squares, eps
         )
-        partial[2 * (n * dims[PARTS] * g_count + g)] = final_shift(
-            px, ps, x_base, s_count, dims[X_R], d_count, mean[u]
-        )
+        partial[at] = final_shift(px, ps, x_base, s_count, dims[X_R], d_count, mean[u])
 
 
 @device
@@ -266,8 +257,8 @@ def write_piece_last(dims, n, piece, px, ps, pr, py, slot, weight, bias, mean, r
     pitch = pitch_of(c_count, width)
     for g in range(g_count):
         u = n * g_count + g
-        k = partial[2 * (n * dims[PARTS] * g_count + g)]
-        half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, k, mean[u], rstd[u])
+        at = 2 * (n * dims[PARTS] * g_count + g)
+        half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, partial[at], mean[u], partial[at + 1], rstd[u])
         for c in range(g * d_count, (g + 1) * d_count):
             w = weight[n * dims[W_N] + c * dims[W_C]]
             store_one(slot, c, half_shift)
@@ -279,14 +270,17 @@ def write_piece_last(dims, n, piece, px, ps, pr, py, slot, weight, bias, mean, r
         ix, i_skip = n * dims[X_N] + r * dims[X_R], n * dims[SKIP_N] + r * dims[SKIP_R]
         ir, iy = n * dims[RES_N] + r * dims[RES_R], n * dims[Y_N] + r * dims[Y_R]
         for c in range(0, full, width):
-            h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
-            scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
-            write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, None, h, h_skip, scale, shift, act, 0)
+            write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, c, pitch, None, act)
         if full < c_count:
-            c, count = full, c_count - full
-            h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
-            scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
-            write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, count, h, h_skip, scale, shift, act, 0)
+            write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, full, pitch, c_count - full, act)
+
+
+@device
+def write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, c, pitch, count, act):
+    """y for the vector of channels at c of a row."""
+    h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
+    scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
+    write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, count, h, h_skip, scale, shift, act, 0)
 
 
 # ------------------------------------------------------------------------------------------------------ all the blocks

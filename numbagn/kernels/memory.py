@@ -118,6 +118,12 @@ def values(typingctx, array):
 
 
 @intrinsic
+def doubles_at(typingctx, ptr):
+    """The same place, as a pointer to float64."""
+    return Pointer("float64")(ptr), lambda context, builder, sig, args: args[0]
+
+
+@intrinsic
 def offset(typingctx, ptr, index):
     """The pointer to ptr[index]."""
     element = KINDS[ptr.kind][1]
@@ -191,6 +197,20 @@ def store(typingctx, ptr, index, value, count):
         return context.get_dummy_value()
 
     return types.none(ptr, types.int64, value, count), codegen
+
+
+@intrinsic
+def accumulate(typingctx, ptr, index, value):
+    """Add the lanes of `value`, each in float64, to as many float64 from ptr[index] on."""
+    wide = ir.VectorType(F64, value.lanes)
+
+    def codegen(context, builder, sig, args):
+        place = builder.bitcast(_address(builder, args[0], F64, args[1]), wide.as_pointer())
+        added = args[2] if value == F64X8 else builder.fpext(args[2], wide)
+        builder.store(builder.fadd(builder.load(place, align=8), added), place, align=8)
+        return context.get_dummy_value()
+
+    return types.none(ptr, types.int64, value), codegen
 
 
 @intrinsic

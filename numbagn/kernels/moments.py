@@ -123,9 +123,10 @@ def careful_moments(px, ps, x_base, skip_base, rows, x_stride, skip_stride, n):
 
 @device
 def settle(px, ps, x_base, skip_base, rows, x_stride, skip_stride, n, k, k_skip, total, squares, eps):
-    """(mean, rstd) of a block from its sums about K; sums that cannot be trusted are made again.
+    """(mean, what its rounding to float64 lost, rstd) of a block from its sums about K.
 
-    Always the same decision for the same block, whatever thread or batch it is in.
+    Sums that cannot be trusted are made again. Always the same decision for the same block, whatever thread or batch it
+    is in.
     """
     size = rows * n
     excess = total * (total / size)
@@ -141,9 +142,11 @@ def settle(px, ps, x_base, skip_base, rows, x_stride, skip_stride, n, k, k_skip,
             squares += q
         excess = total * (total / size)
     mean, m2 = k + k_skip + total / size, max(squares - excess, 0.0)
+    lost = total / size - (mean - k - k_skip)
     if not math.isfinite(squares) or (eps < TINY_EPS and squares < TINY_SQUARE * size):
         mean, m2 = careful_moments(px, ps, x_base, skip_base, rows, x_stride, skip_stride, n)
-    return mean, rstd_of(m2 / size, eps)
+        lost = 0.0
+    return mean, lost, rstd_of(m2 / size, eps)
 
 
 @device
