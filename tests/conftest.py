@@ -26,8 +26,17 @@ def rng():
 
 @pytest.fixture
 def one_thread(monkeypatch):
-    """Serial kernels at any size: half as many to compile. `test_bits` shows that the parallel ones give the same bits."""
+    """Serial kernels at any size: half as many to compile. `test_bits` shows that the parallel ones give their bits."""
     monkeypatch.setattr(_schedule, "PARALLEL_BYTES", 1 << 62)
     functional._shares.cache_clear()
     yield
     functional._shares.cache_clear()
+
+
+@pytest.fixture
+def x(tmp_path):
+    """Samples of four kinds of scale in `in.npy`, beside an old `out.npy`: for tests of the command line."""
+    x = np.random.default_rng(0).normal(3, 2, (5, 6, 4, 3)).astype(np.float32)
+    np.save(tmp_path / "in.npy", x)
+    (tmp_path / "out.npy").write_bytes(b"an old file")
+    return x

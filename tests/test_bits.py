@@ -21,7 +21,7 @@ def run(x, dy, skip, groups, weight, bias):
 
 @pytest.fixture
 def schedules(monkeypatch):
-    """Run a function under every kind of schedule: serial, and in parallel whole or in phases, with 1, 2 and 4 threads."""
+    """Run a function under every schedule: serial, or in parallel whole or in phases, with 1, 2 and 4 threads."""
 
     def results(function):
         before = numba.get_num_threads()

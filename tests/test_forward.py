@@ -32,7 +32,8 @@ def make(rng, options, shape, dtype, layout):
             made[option] = in_layout(normal(rng, shape, dtype), layout)
         else:
             name, per_sample = option.removesuffix("_n"), option.endswith("_n")
-            made[name] = normal(rng, (n, c) if per_sample else (c,), np.float32, offset=0.5)
+            wide = np.float64 if dtype == np.float64 else np.float32
+            made[name] = normal(rng, (n, c) if per_sample else (c,), wide, offset=0.5)
     return made
 
 
@@ -69,9 +70,7 @@ def test_parallel_kernel_agrees_with_the_definition(rng, dtype, layout):
 def test_channel_axis(rng, axis):
     x = normal(rng, (2, 6, 6, 6), np.float32)
     w = normal(rng, 6, np.float32)
-    close(
-        numbagn.group_norm(x, 3, w, channel_axis=axis), reference.group_norm(x, 3, w, channel_axis=axis)[0], 2e-6
-    )
+    close(numbagn.group_norm(x, 3, w, channel_axis=axis), reference.group_norm(x, 3, w, channel_axis=axis)[0], 2e-6)
 
 
 def strided(rng):
@@ -91,7 +90,10 @@ def strided(rng):
     yield "channels before samples", np.ascontiguousarray(base[:3, :8, :6, :10].swapaxes(0, 1)).swapaxes(0, 1)
     yield "channels last", in_layout(base[:3, :8, :6, :10], "channels_last")
     yield "channel slice of channels last", in_layout(base[:3, :, :6, :10], "channels_last")[:, 3:11]
-    yield "channels in the middle", np.ascontiguousarray(base[:3, :8, :6, :10].transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+    yield (
+        "channels in the middle",
+        np.ascontiguousarray(base[:3, :8, :6, :10].transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3),
+    )
     yield "broadcast batch", np.broadcast_to(base[:1, :8, :6, :10], (3, 8, 6, 10))
     yield "broadcast positions", np.broadcast_to(base[:3, :8, :6, :1], (3, 8, 6, 10))
     yield "broadcast channels", np.broadcast_to(base[:3, :1, :6, :10], (3, 8, 6, 10))
