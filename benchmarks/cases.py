@@ -37,6 +37,8 @@ CASES = (
     Case("audio-instance", (16, 512, 4096), 512, "speech encoder's first layer: a group is a channel"),
     Case("resnet-56", (32, 64, 56, 56), 32, "training batch, early layer, 24 MiB"),
     Case("resnet-14", (32, 256, 14, 14), 32, "training batch, late layer, groups of 6 KiB"),
+    Case("layer-768", (4096, 768), 1, "layer norm of a transformer: a group is a row"),
+    Case("layer-1024", (32 * 512, 1024), 1, "layer norm of a larger one, 64 MiB"),
 )
 
 CASE_NAMES = tuple(case.name for case in CASES)

@@ -1,0 +1,38 @@
+"""What the documents show runs, and gives what they say."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import numbagn
+from numbagn import functional, layers
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("module", [functional, layers], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_examples_in_the_readme():
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_files_the_readme_shows_are_there():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]\(([^):]+)\)|`((?:benchmarks|numbagn|tests)/[\w/.]+|\w+\.py)`", page)
+    assert named
+    for link, path in named:
+        name = link or path
+        assert (ROOT / name).exists() or (ROOT / "numbagn" / name).exists(), name
+
+
+def test_changelog_names_this_version():
+    assert numbagn.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
