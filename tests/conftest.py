@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from numbagn import _schedule, functional
+from numbagn import _calls, _schedule
 
 settings.register_profile("numbagn", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("numbagn")
@@ -28,9 +28,9 @@ def rng():
 def one_thread(monkeypatch):
     """Serial kernels at any size: half as many to compile. `test_bits` shows that the parallel ones give their bits."""
     monkeypatch.setattr(_schedule, "PARALLEL_BYTES", 1 << 62)
-    functional._shares.cache_clear()
+    _calls.forget_plans()
     yield
-    functional._shares.cache_clear()
+    _calls.forget_plans()
 
 
 @pytest.fixture

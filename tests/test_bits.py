@@ -6,7 +6,7 @@ import pytest
 from cases import LAYOUTS, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _schedule, functional
+from numbagn import _calls, _schedule
 
 # whole blocks; one block in many parts; few uneven blocks; single positions
 SHAPES = (((6, 24, 9, 11), 4), ((1, 4, 190, 210), 1), ((3, 10, 64, 65), 2), ((40, 48, 1), 6))
@@ -38,12 +38,12 @@ def schedules(monkeypatch):
                             "SLOTS": 3 * threads if parallel else 1,
                         }
                         monkeypatch.setattr(_schedule, "_shared", lambda *_, forced=forced: forced)
-                        functional._shares.cache_clear()
+                        _calls.forget_plans()
                         yield (parallel, whole, threads), function()
         finally:
             numba.set_num_threads(before)
             monkeypatch.setattr(_schedule, "_shared", plain)
-            functional._shares.cache_clear()
+            _calls.forget_plans()
 
     return results
 

@@ -71,14 +71,17 @@ def entry(make):
 
     It gives the compiled kernel for the types of `arguments`, from the on-disk cache where that works.
     """
-    ready = {}
+    ready, alive = {}, []
 
     def kernel(arguments, *key):
         if key not in ready:
-            ready[key] = _compile(make(*key, sources_digest()), key[-1], arguments)
+            jitted = _compile(make(*key, sources_digest()), key[-1], arguments)
+            # the compiled function itself: Numba's dispatcher would look at the types of all arguments at each call
+            (overload,) = jitted.overloads.values()
+            ready[key] = overload.entry_point
+            alive.append(jitted)
         return ready[key]
 
-    kernel.ready = ready
     return kernel
 
 

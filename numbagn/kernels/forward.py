@@ -9,7 +9,7 @@ from numba import prange
 
 from .compiled import activate, device, entry
 from .geometry import (
-    B_C, B_N, C, CHANNELS_FIRST, D, FIRST, G, LAST, PART, PARTS, PAST, PIECES, RES_N, RES_R, RUN, S, SETTLE, SKIP_N,
+    B_C, B_N, C, CHANNELS_FIRST, D, FIRST, G, LAST, N, PART, PARTS, PAST, PIECES, RES_N, RES_R, RUN, S, SETTLE, SKIP_N,
     SKIP_R, SLOT, SLOTS, SUM, SUMS, UNITS, W_C, W_N, WHOLE, WRITE, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import (
@@ -342,12 +342,14 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, paralle
     """Make the forward kernel of one specialisation; all arguments are integers, so that it can be cached.
 
     The kernel reads flat arrays (storage kinds as given, parameters and scratch in the accumulator's type, statistics
-    and partial sums in float64) by the strides in `dims`, and fills y, mean and rstd.
+    and partial sums in float64) by the strides in `dims`, and fills y and `work`: mean, rstd, partial sums.
     """
 
-    def forward(dims, eps, x, skip, residual, y, weight, bias, mean, rstd, partial, scratch):
+    def forward(dims, eps, x, skip, residual, y, weight, bias, work, scratch):
         if sources == 0:
             return
+        count = dims[N] * dims[G]
+        mean, rstd, partial = work[:count], work[count : 2 * count], work[2 * count :]
         for phase in range(dims[FIRST], dims[LAST]):
             steps = steps_in(phase, dims)
             tasks = min(steps, dims[SLOTS]) if parallel else 1

@@ -1,0 +1,347 @@
+"""How a call runs: check, share out, allocate, run the kernel, give back what came in.
+
+The first three steps of a call give the same for all arguments of the same kinds (shapes, strides, dtypes, options): a
+`Plan` keeps that, so that the next such call is a lookup, the allocations and the kernel.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+from . import _schedule
+from ._arrays import flat
+from ._dtypes import STORED
+from ._problem import CHANNELS_LAST, Problem, operand, output, parameter, problem, statistics
+
+__all__ = ["backward", "forget_plans", "forward"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Scratch rows of a task, channels last: see the kernels.
+FORWARD_ROWS, BACKWARD_ROWS = 6, 10
+# Plans kept; a service of more kinds of calls than that forgets all and begins anew.
+MOST_PLANS = 1024
+
+
+class Plan(NamedTuple):
+    """What is the same for all calls of one kind."""
+
+    kernel: Callable[..., None]
+    dims: Array
+    eps: float
+    groups: tuple[int, int]  # N, G
+    storage: np.dtype[Any]
+    nothing: Array  # stands for an operand that is not given
+    weight: Array  # stand for parameters that are not given
+    bias: Array
+    sums: tuple[int, int]  # backward: 2 * PARTS * N, C
+    work: int  # sizes of what is allocated for each call
+    scratch: int
+
+
+_plans: dict[tuple[Any, ...], Plan] = {}
+
+
+def forget_plans() -> None:
+    """Forget all plans, for those who change a threshold."""
+    _plans.clear()
+    _shares.cache_clear()
+
+
+def forward(
+    x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, activation: Any, skip: Any,
+    residual: Any, out: Any, with_statistics: bool,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """(y, mean, rstd) of `numbagn.group_norm_forward`; mean and rstd are None unless asked for."""
+    key = None
+    if skip is None and residual is None and type(eps) is float:
+        key = _key(x, num_groups, weight, bias, channel_axis, activation, (out, x, weight, bias))
+        if key is not None:
+            key = ("forward", eps, *key)
+            plan = _plans.get(key)
+            if plan is not None:
+                y = np.empty_like(x) if out is None else out
+                nothing = plan.nothing
+                work = np.empty(plan.work)
+                plan.kernel(
+                    plan.dims, plan.eps, flat(x, plan.storage), nothing, nothing, flat(y, plan.storage),
+                    plan.weight if weight is None else weight.reshape(-1),
+                    plan.bias if bias is None else bias.reshape(-1), work,
+                    np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
+                )  # fmt: skip
+                return (y, *_statistics(work, plan.groups)) if with_statistics else (y, None, None)
+
+    p = problem(x, num_groups, eps, channel_axis, activation)
+    w, b = parameter("weight", weight, p), parameter("bias", bias, p)
+    s, r = operand("skip", skip, p), operand("residual", residual, p)
+    y = np.empty_like(x, dtype=p.x.dtype, subok=False) if out is None else output(out, p)
+    if p.size == 0:
+        return (y if out is None else out), np.zeros((p.N, p.G)), np.zeros((p.N, p.G))
+    target, w, b = _target(y, p, w, b, (p.x, s, r))
+
+    share = _shares("forward", p.layout, p.N, p.C, p.G, p.S, p.x.itemsize)
+    dims = _dims(p, share, FORWARD_ROWS, w, b, X=p.x, SKIP=s, RES=r, Y=target)
+    groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
+    work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
+    kernel_arguments = (
+        dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _values(w, p, 1.0), _values(b, p, 0.0),
+        work, _scratch(p, share, FORWARD_ROWS),
+    )  # fmt: skip
+    from .kernels.forward import forward_kernel
+
+    kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), p.activation, share["PARALLEL"])
+    kernel = forward_kernel(kernel_arguments, *kinds)
+    kernel(*kernel_arguments)
+    if target is not y:
+        np.copyto(y, target)
+    elif key is not None and p.x is x and w is weight and b is bias:
+        _remember(key, _plan(kernel, p, share, FORWARD_ROWS, dims, work.size))
+    return (y if out is None else out, *_statistics(work, (p.N, p.G)))
+
+
+def backward(
+    dy: Any, x: Any, mean: Any, rstd: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any,
+    skip: Any, residual: Any, out: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
+    key = None
+    if skip is None and residual is None and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
+        key = _key(x, num_groups, weight, bias, channel_axis, activation, (out, x, weight, bias, dy, mean, rstd))
+        if key is not None and dy.flags.aligned and dy.dtype == x.dtype:
+            key = ("backward", dy.shape, dy.strides, dy.dtype, mean.shape, mean.dtype, rstd.shape, rstd.dtype, *key)
+            plan = _plans.get(key)
+            if plan is not None:
+                dx = np.empty_like(x) if out is None else out
+                nothing = plan.nothing
+                sums = np.empty(plan.sums)
+                plan.kernel(
+                    plan.dims, flat(dy, plan.storage), flat(x, plan.storage), nothing, nothing, flat(dx, plan.storage),
+                    nothing, plan.weight if weight is None else weight.reshape(-1),
+                    plan.bias if bias is None else bias.reshape(-1), mean.reshape(-1), rstd.reshape(-1),
+                    sums.reshape(-1), np.empty(plan.work),
+                    np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
+                )  # fmt: skip
+                n = plan.groups[0]
+                return dx, *_parameter_gradients(sums[:n], sums[n : 2 * n], weight, bias, nothing.dtype)
+
+    p = problem(x, num_groups, 0.0, channel_axis, activation)
+    w, b = parameter("weight", weight, p), parameter("bias", bias, p)
+    s, r = operand("skip", skip, p), operand("residual", residual, p)
+    g = operand("dy", dy, p)
+    if g is None:
+        raise TypeError("dy must be a numpy.ndarray, got None")
+    m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
+    dx = np.empty_like(x, dtype=p.x.dtype, subok=False) if out is None else output(out, p)
+    dr = None if r is None else p.empty(r.dtype)
+    sums = np.zeros((2 * p.N, p.C))
+    if p.size:
+        target, w, b = _target(dx, p, w, b, (p.x, g, s, r), m, rs)
+        share = _shares("backward", p.layout, p.N, p.C, p.G, p.S, p.x.itemsize)
+        dims = _dims(p, share, BACKWARD_ROWS, w, b, X=p.x, SKIP=s, RES=r, Y=target, DY=g, DRES=dr)
+        sums = np.empty((share["PARTS"] * 2 * p.N, p.C))
+        block = np.empty(3 * p.N * p.G)
+        kernel_arguments = (
+            dims, _flat(g, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _flat(dr, p),
+            _values(w, p, 1.0), _values(b, p, 0.0), m.reshape(-1), rs.reshape(-1), sums.reshape(-1),
+            block, _scratch(p, share, BACKWARD_ROWS),
+        )  # fmt: skip
+        from .kernels.backward import backward_kernel
+
+        kinds = (
+            p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), _kind(dr), p.activation, share["PARALLEL"],
+        )  # fmt: skip
+        kernel = backward_kernel(kernel_arguments, *kinds)
+        kernel(*kernel_arguments)
+        if target is not dx:
+            np.copyto(dx, target)
+        elif key is not None and all(
+            a is b for a, b in ((p.x, x), (w, weight), (b, bias), (g, dy), (m, mean), (rs, rstd))
+        ):
+            _remember(key, _plan(kernel, p, share, BACKWARD_ROWS, dims, block.size))
+    gradients = _parameter_gradients(sums[: p.N], sums[p.N : 2 * p.N], weight, bias, p.dtype.accumulator)
+    if dr is None:
+        return (dx if out is None else out, *gradients)
+    with np.errstate(all="ignore"):
+        return (dx if out is None else out, *gradients, dr.astype(residual.dtype.newbyteorder("="), copy=False))
+
+
+# --------------------------------------------------------------------------------------------------------------- plans
+
+
+# Where x and dy, which out may be, stand among the arrays given to `_key`.
+X, DY = 1, 4
+
+
+def _ordinary(array: Any) -> bool:
+    """Whether kernels can take the array as it is, all of its memory in order."""
+    return type(array) is ndarray and array.flags.carray
+
+
+def _key(
+    x: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any, arrays: tuple[Any, ...]
+) -> tuple[Any, ...] | None:
+    """What a plan depends on, or None where there can be none; `arrays` are out, then all that it must not overlap.
+
+    Types are checked where values of another type would be equal (4.0, True).
+    """
+    if type(x) is not ndarray or type(num_groups) is not int or type(channel_axis) is not int:
+        return None
+    if not (activation is None or type(activation) is str):
+        return None
+    w = b = o = None
+    if weight is not None:
+        if not _ordinary(weight):
+            return None
+        w = weight.shape, weight.dtype
+    if bias is not None:
+        if not _ordinary(bias):
+            return None
+        b = bias.shape, bias.dtype
+    out = arrays[0]
+    if out is None:
+        if not x.flags.aligned:
+            return None
+    else:
+        if not (_ordinary(out) and x.flags.aligned):
+            return None
+        in_place = 0
+        for i, other in enumerate(arrays):
+            if i in (X, DY) and other is out:
+                in_place = i
+            elif i and other is not None and np.may_share_memory(out, other):
+                return None
+        o = out.shape, out.strides, out.dtype, in_place
+    return x.shape, x.strides, x.dtype, num_groups, channel_axis, activation, w, b, o
+
+
+def _plan(kernel: Callable[..., None], p: Problem, share: dict[str, int], rows: int, dims: Array, work: int) -> Plan:
+    scratch = _scratch_size(p, share, rows)
+    return Plan(
+        kernel, dims, p.eps, (p.N, p.G), p.dtype.storage, _flat(None, p), _values(None, p, 1.0), _values(None, p, 0.0),
+        (share["PARTS"] * 2 * p.N, p.C), work, scratch if p.layout == CHANNELS_LAST else 0,
+    )  # fmt: skip
+
+
+def _remember(key: tuple[Any, ...], plan: Plan) -> None:
+    if len(_plans) >= MOST_PLANS:
+        _plans.clear()
+    _plans[key] = plan
+
+
+def _statistics(work: Array, groups: tuple[int, int]) -> tuple[Array, Array]:
+    """Mean and rstd, which the kernel leaves at the beginning of its work, as arrays of their own."""
+    count = groups[0] * groups[1]
+    return work[:count].reshape(groups).copy(), work[count : 2 * count].reshape(groups).copy()
+
+
+# ----------------------------------------------------------------------------------------------- from arrays to kernels
+
+
+@lru_cache(maxsize=4096)
+def _shares(direction: str, *sizes: int) -> dict[str, int]:
+    share: dict[str, int] = getattr(_schedule, direction)(*sizes, _schedule.threads())
+    return share
+
+
+def _target(
+    y: Array,
+    p: Problem,
+    w: Array | None,
+    b: Array | None,
+    operands: tuple[Array | None, ...],
+    *others: Array,
+) -> tuple[np.ndarray, Array | None, Array | None]:
+    """What the kernel may write: y, or a new array in x's layout where y is laid out otherwise or in anything's way.
+
+    An operand that is y itself is no hindrance, since each element is read before it is written.
+    """
+
+    def in_the_way(operand: Array | None) -> bool:
+        if operand is None or not np.may_share_memory(y, operand):
+            return False
+        return p.steps(operand) != p.steps(y) or _start(operand) != _start(y) or operand.dtype != y.dtype
+
+    if p.steps(y) is None or not y.flags.aligned or p.overlaps_itself(y):
+        return p.empty(p.x.dtype), w, b
+    if any(map(in_the_way, operands)) or any(np.may_share_memory(y, other) for other in others):
+        return p.empty(p.x.dtype), w, b
+    # parameters are small: they step out of the way
+    w, b = (v.copy() if v is not None and np.may_share_memory(y, v) else v for v in (w, b))
+    return y, w, b
+
+
+def _start(array: Array) -> int:
+    start: int = array.__array_interface__["data"][0]
+    return start
+
+
+def _kind(array: Array | None) -> int:
+    """The number kernels know the array's dtype by; -1: no array."""
+    return -1 if array is None else STORED.index(array.dtype.name)
+
+
+def _flat(array: Array | None, p: Problem) -> Array:
+    if array is None:
+        return np.empty(1, p.dtype.accumulator)
+    return flat(array, p.dtype.storage if array.dtype == p.x.dtype else array.dtype)
+
+
+def _values(array: Array | None, p: Problem, default: float) -> Array:
+    """A parameter's values, or the one value that stands for it where it is None."""
+    if array is None:
+        return np.array([default], p.dtype.accumulator)
+    return flat(array, p.dtype.accumulator)
+
+
+def _pitch(p: Problem) -> int:
+    """Values of a row of scratch: C rounded up to whole 64-byte vectors."""
+    width = 64 // p.dtype.accumulator.itemsize
+    return -(-p.C // width) * width
+
+
+def _scratch_size(p: Problem, share: dict[str, int], rows: int) -> int:
+    return share["SLOTS"] * rows * _pitch(p)
+
+
+def _scratch(p: Problem, share: dict[str, int], rows: int) -> Array:
+    """Per-channel scratch for each task; only channels last needs it."""
+    return np.empty(_scratch_size(p, share, rows) if p.layout == CHANNELS_LAST else 1, p.dtype.accumulator)
+
+
+def _dims(
+    p: Problem,
+    share: dict[str, int],
+    rows: int,
+    w: Array | None,
+    b: Array | None,
+    **arrays: Array | None,
+) -> Array:
+    """The kernels' integers, in the order of `kernels.geometry.FIELDS`."""
+    from .kernels.geometry import FIELDS
+
+    values = share | {"N": p.N, "C": p.C, "G": p.G, "D": p.C // p.G, "S": p.S, "SLOT": rows * _pitch(p)}
+    for name, array in arrays.items():
+        steps = (0, 0) if array is None else p.steps(array)
+        assert steps is not None
+        values[f"{name}_N"], values[f"{name}_R"] = steps
+    for name, array in (("W", w), ("B", b)):
+        values[f"{name}_N"] = p.C if array is not None and array.ndim == 2 else 0
+        values[f"{name}_C"] = int(array is not None)
+    target = arrays.pop("Y")
+    if any(array is not None and np.may_share_memory(array, target) for array in arrays.values()):
+        values["PAST"] = 0  # in place: its lines are in the cache already
+    return np.array([values.get(field, 0) for field in FIELDS], np.int64)
+
+
+def _parameter_gradients(dz: Array, dz_x_hat: Array, weight: Any, bias: Any, accumulator: np.dtype[Any]) -> list[Array]:
+    """dweight and dbias: the sums (N, C) of dz * x_hat and of dz, brought to the parameters' shapes and dtypes."""
+    gradients = []
+    with np.errstate(all="ignore"):
+        for sums, parameter in ((dz_x_hat, weight), (dz, bias)):
+            dtype = accumulator if parameter is None else parameter.dtype.newbyteorder("=")
+            total = sums if parameter is not None and parameter.ndim == 2 else sums.sum(axis=0)
+            gradients.append(total.astype(dtype))
+    return gradients
