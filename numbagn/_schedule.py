@@ -6,7 +6,7 @@ are walked by one thread or several, whole or in phases, changes only the time.
 
 from functools import lru_cache
 
-from ._problem import CHANNELS_LAST
+from ._problem import CHANNELS_FIRST, CHANNELS_LAST
 
 __all__ = ["backward", "forward", "threads"]
 
@@ -17,10 +17,15 @@ PART_ELEMENTS = 32768
 PART_ROWS = 64
 # Bytes of x from which a second thread pays: entering a parallel region costs about 5 us (omp).
 PARALLEL_BYTES = 1 << 17
-# Bytes of a result from which it is stored past the caches, which saves reading its lines first: with 32 MiB of
-# last-level cache 8 MiB took the same time either way, 16 MiB 0.8 and 64 MiB 0.75 of it. Whoever reads the result next
-# gains from 4 MiB on.
-PAST_BYTES = 1 << 23
+# Bytes of a result from which it is stored past the caches, which saves reading its lines first (but is no faster with
+# more threads, where memory is the limit). With 32 MiB of last-level cache, out=, time against ordinary stores:
+#   forward, 1 thread:   5 MiB 1.6   8 MiB 1.1   10 MiB 0.78  15 MiB 0.85  32 MiB 0.82
+#   forward, 2 threads:  5 MiB 2.0   10 MiB 1.2  15 MiB 1.02  25 MiB 0.91  32 MiB 0.83
+#   backward, 1 and 2:   5 MiB 1.1 and 1.3       8 MiB 0.75 and 0.87       15 MiB 0.72 and 0.76
+FORWARD_PAST_BYTES, FORWARD_PAST_BYTES_PARALLEL, BACKWARD_PAST_BYTES = 9 << 20, 20 << 20, 7 << 20
+# Between these sizes, stored through the caches, a forward pass is faster if it first sums all blocks and then writes
+# all: 0.77 of the time at 10 MiB, 0.93 at 8 MiB, 1.05 at 15 MiB, 1.0 at 5 MiB. Not understood.
+PHASES_FROM_BYTES, PHASES_TO_BYTES = 6 << 20, 12 << 20
 # Tasks for each thread: where the layer shares them out as threads become free, the last to finish waits less.
 TASKS_PER_THREAD = 4
 
@@ -63,8 +68,12 @@ def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, lanes: i
         run, runs = _parts(S, PART_ELEMENTS)
         pieces = 1 if S == 1 else D * runs
         work = {"UNITS": N * G, "PART": part, "PARTS": parts, "SUMS": parts, "RUN": run, "PIECES": pieces}
-    work["PAST"] = int(N * C * S * itemsize >= PAST_BYTES)
-    return work | _shared(work["UNITS"], work["UNITS"] * parts, N * C * S * itemsize, lanes)
+    nbytes = N * C * S * itemsize
+    share = _shared(work["UNITS"], work["UNITS"] * parts, nbytes, lanes)
+    past = nbytes >= (FORWARD_PAST_BYTES_PARALLEL if share["PARALLEL"] else FORWARD_PAST_BYTES)
+    if layout == CHANNELS_FIRST and not past and PHASES_FROM_BYTES <= nbytes < PHASES_TO_BYTES:
+        share |= {"FIRST": 1, "LAST": 4}
+    return work | share | {"PAST": int(past)}
 
 
 def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, lanes: int) -> dict[str, int]:
@@ -78,5 +87,6 @@ def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, lanes: 
         run, parts = _parts(S, PART_ELEMENTS)
         steps = 1 if S == 1 else D * parts
         work = {"UNITS": N * G, "PART": run, "PARTS": parts, "SUMS": steps, "RUN": run, "PIECES": steps}
-    work["PAST"] = int(N * C * S * itemsize >= PAST_BYTES)
-    return work | _shared(work["UNITS"], work["UNITS"] * work["SUMS"], 2 * N * C * S * itemsize, lanes)
+    nbytes = N * C * S * itemsize
+    share = _shared(work["UNITS"], work["UNITS"] * work["SUMS"], 2 * nbytes, lanes)
+    return work | share | {"PAST": int(nbytes >= BACKWARD_PAST_BYTES)}

@@ -91,6 +91,36 @@ def test_same_bits_with_and_without_out_in_place_and_in_an_unaligned_out(rng, la
             )
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_same_bits_past_the_caches_at_any_alignment(rng, monkeypatch, layout, dtype):
+    shape = (2, 6, 31, 33)  # runs long enough to be aligned, with a head and a tail
+    x, dy = (in_layout(normal(rng, shape, dtype), layout) for _ in range(2))
+    _, mean, rstd = numbagn.group_norm_forward(x, 3)
+    want, dx = numbagn.group_norm(x, 3), numbagn.group_norm_backward(dy, x, mean, rstd, 3)[0]
+    for name in ("FORWARD_PAST_BYTES", "FORWARD_PAST_BYTES_PARALLEL", "BACKWARD_PAST_BYTES"):
+        monkeypatch.setattr(_schedule, name, 0)
+    _calls.forget_plans()
+    try:
+        for parallel in (1 << 62, 0):
+            monkeypatch.setattr(_schedule, "PARALLEL_BYTES", parallel)
+            _calls.forget_plans()
+            raw = np.full(x.nbytes + 256, 0xA5, np.uint8)
+            for start in (*range(64, 129, x.itemsize), 65):
+                raw[:] = 0xA5
+                out = raw[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+                for target in (want, dx):
+                    if target is want:
+                        numbagn.group_norm(x, 3, out=out)
+                    else:
+                        numbagn.group_norm_backward(dy, x, mean, rstd, 3, out=out)
+                    np.testing.assert_array_equal(out, target)
+                    assert (raw[:start] == 0xA5).all()
+                    assert (raw[start + x.nbytes :] == 0xA5).all()
+    finally:
+        _calls.forget_plans()
+
+
 def test_same_bits_again_and_again(rng):
     x = normal(rng, (4, 32, 40, 41), np.float32)
     first = numbagn.group_norm(x, 8)
