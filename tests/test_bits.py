@@ -30,7 +30,7 @@ def schedules(monkeypatch):
             for parallel in (0, 1):
                 for whole in (True, False):
                     for threads in (1, 2, 4) if parallel else (1,):
-                        numba.set_num_threads(threads)
+                        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
                         forced = {
                             "PARALLEL": parallel,
                             "FIRST": 0 if whole else 1,

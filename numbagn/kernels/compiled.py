@@ -63,6 +63,7 @@ def sources_digest():
     closure and so of its key in the cache. Never 0.
     """
     text = b"".join(pkgutil.get_data(__package__, f"{name}.py") or b"" for name in SOURCES)
+    text += pkgutil.get_data(PACKAGE, "_dtypes.py") or b""  # the numbers that kinds are known by
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") | 1
 
 
