@@ -39,7 +39,7 @@ def numbagn_entries(task: Task, threads: int) -> list[Entry]:
         Entry("numbagn", version, "fresh", call, _single),
     ]
     if task.x.nbytes < LAYER_BELOW_BYTES:
-        layer = numbagn.GroupNorm(task.groups, task.case.shape[1], eps=EPS, **keywords)
+        layer = numbagn.GroupNorm(task.groups, task.case.shape[1], eps=EPS, dtype=task.weight.dtype, **keywords)
         layer.weight[...], layer.bias[...] = task.weight, task.bias
         entries.append(Entry("numbagn layer", version, "fresh", partial(layer, task.x), _single))
     return entries

@@ -68,8 +68,7 @@ def forward(
                 work = np.empty(plan.work)
                 plan.kernel(
                     plan.dims, plan.eps, flat(x, plan.storage), nothing, nothing, flat(y, plan.storage),
-                    plan.weight if weight is None else weight.reshape(-1),
-                    plan.bias if bias is None else bias.reshape(-1), work,
+                    _given(weight, plan.weight), _given(bias, plan.bias), work,
                     np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
                 )  # fmt: skip
                 return (y, *_statistics(work, plan.groups)) if with_statistics else (y, None, None)
@@ -97,7 +96,7 @@ def forward(
     kernel(*kernel_arguments)
     if target is not y:
         np.copyto(y, target)
-    elif key is not None and p.x is x and w is weight and b is bias:
+    elif key is not None and p.x is x:
         _remember(key, _plan(kernel, p, share, FORWARD_ROWS, dims, work.size))
     return (y if out is None else out, *_statistics(work, (p.N, p.G)))
 
@@ -119,8 +118,7 @@ def backward(
                 sums = np.empty(plan.sums)
                 plan.kernel(
                     plan.dims, flat(dy, plan.storage), flat(x, plan.storage), nothing, nothing, flat(dx, plan.storage),
-                    nothing, plan.weight if weight is None else weight.reshape(-1),
-                    plan.bias if bias is None else bias.reshape(-1), mean.reshape(-1), rstd.reshape(-1),
+                    nothing, _given(weight, plan.weight), _given(bias, plan.bias), mean.reshape(-1), rstd.reshape(-1),
                     sums.reshape(-1), np.empty(plan.work),
                     np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
                 )  # fmt: skip
@@ -157,9 +155,7 @@ def backward(
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)
-        elif key is not None and all(
-            a is b for a, b in ((p.x, x), (w, weight), (b, bias), (g, dy), (m, mean), (rs, rstd))
-        ):
+        elif key is not None and all(a is b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
             _remember(key, _plan(kernel, p, share, BACKWARD_ROWS, dims, block.size))
     gradients = _parameter_gradients(sums[: p.N], sums[p.N : 2 * p.N], weight, bias, p.dtype.accumulator)
     if dr is None:
@@ -215,6 +211,17 @@ def _key(
                 return None
         o = out.shape, out.strides, out.dtype, in_place
     return x.shape, x.strides, x.dtype, num_groups, channel_axis, activation, w, b, o
+
+
+def _given(parameter: Any, default: Array) -> Array:
+    """A parameter's values in the dtype of `default`, or `default` where it is not given."""
+    if parameter is None:
+        return default
+    if parameter.dtype != default.dtype:
+        with np.errstate(all="ignore"):
+            parameter = parameter.astype(default.dtype)
+    values: Array = parameter.reshape(-1)
+    return values
 
 
 def _plan(kernel: Callable[..., None], p: Problem, share: dict[str, int], rows: int, dims: Array, work: int) -> Plan:

@@ -22,7 +22,8 @@ def calls(x, dy, groups, weight, bias, activation, **out):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_repeated_calls_give_the_same_bits_in_new_arrays(rng, one_thread, dtype, layout):
     wide = np.float64 if dtype == "float64" else np.float32
-    for weight, bias in ((None, None), (normal(rng, 6, wide), normal(rng, (3, 6), wide))):
+    half = normal(rng, 6, np.float16)  # a parameter that is converted at each call
+    for weight, bias in ((None, None), (normal(rng, 6, wide), normal(rng, (3, 6), wide)), (half, None)):
         x, dy = (in_layout(normal(rng, (3, 6, 5, 7), DTYPES[dtype]), layout) for _ in range(2))
         _calls.forget_plans()
         first = calls(x, dy, 2, weight, bias, "silu")
