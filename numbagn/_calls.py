@@ -14,7 +14,8 @@ from numpy import ndarray
 from . import _schedule
 from ._arrays import flat
 from ._dtypes import STORED
-from ._problem import CHANNELS_LAST, Problem, operand, output, parameter, problem, statistics
+from ._problem import Problem, operand, output, parameter, problem, statistics
+from .kernels.geometry import CHANNELS_LAST, FIELDS
 
 __all__ = ["backward", "forget_plans", "forward"]
 
@@ -109,7 +110,9 @@ def backward(
     key = None
     if skip is None and residual is None and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
         key = _key(x, num_groups, weight, bias, channel_axis, activation, (out, x, weight, bias, dy, mean, rstd))
-        if key is not None and dy.flags.aligned and dy.dtype == x.dtype:
+        if key is not None and not (dy.flags.aligned and dy.dtype == x.dtype):
+            key = None
+        if key is not None:
             key = ("backward", dy.shape, dy.strides, dy.dtype, mean.shape, mean.dtype, rstd.shape, rstd.dtype, *key)
             plan = _plans.get(key)
             if plan is not None:
@@ -172,7 +175,7 @@ X, DY = 1, 4
 
 
 def _ordinary(array: Any) -> bool:
-    """Whether kernels can take the array as it is, all of its memory in order."""
+    """Whether the array is a plain one whose memory is aligned, writable and in order."""
     return type(array) is ndarray and array.flags.carray
 
 
@@ -327,8 +330,6 @@ def _dims(
     **arrays: Array | None,
 ) -> Array:
     """The kernels' integers, in the order of `kernels.geometry.FIELDS`."""
-    from .kernels.geometry import FIELDS
-
     values = share | {"N": p.N, "C": p.C, "G": p.G, "D": p.C // p.G, "S": p.S, "SLOT": rows * _pitch(p)}
     for name, array in arrays.items():
         steps = (0, 0) if array is None else p.steps(array)

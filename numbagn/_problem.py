@@ -13,10 +13,10 @@ import numpy as np
 
 from ._arrays import as_array, float_row
 from ._dtypes import Dtype
+from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST
 
 __all__ = ["Problem", "operand", "output", "parameter", "problem", "statistics"]
 
-CHANNELS_FIRST, CHANNELS_LAST = 0, 1
 ACTIVATIONS = (None, "relu", "silu", "gelu", "gelu_tanh")
 
 

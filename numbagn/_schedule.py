@@ -1,12 +1,13 @@
-"""How the work of a call is shared out: shapes in, numbers for `kernels.geometry` out. Every threshold stands here.
+"""How the work of a call is shared out: shapes in, numbers for `kernels.geometry` out.
 
-The parts that statistics are summed in follow from the shape alone, so that the bits of a result do; whether the blocks
-are walked by one thread or several, whole or in phases, changes only the time.
+Every threshold of sharing stands here, those of accuracy in `kernels.moments`. The parts that statistics are summed in
+follow from the shape alone, so that the bits of a result do; whether the blocks are walked by one thread or several,
+whole or in phases, changes only the time.
 """
 
 from functools import lru_cache
 
-from ._problem import CHANNELS_FIRST, CHANNELS_LAST
+from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST
 
 __all__ = ["backward", "forward", "threads"]
 
@@ -15,7 +16,7 @@ __all__ = ["backward", "forward", "threads"]
 PART_ELEMENTS = 32768
 # Channels last: rows of a part, so many that filling the per-channel scratch is a small part of the work.
 PART_ROWS = 64
-# Bytes of x from which a second thread pays: entering a parallel region costs about 5 us (omp).
+# Bytes read from which a second thread pays: entering a parallel region costs about 5 us (omp).
 PARALLEL_BYTES = 1 << 17
 # Bytes of a result from which it is stored past the caches, which saves reading its lines first (but is no faster with
 # more threads, where memory is the limit). With 32 MiB of last-level cache, out=, time against ordinary stores:
@@ -23,8 +24,8 @@ PARALLEL_BYTES = 1 << 17
 #   forward, 2 threads:  5 MiB 2.0   10 MiB 1.2  15 MiB 1.02  25 MiB 0.91  32 MiB 0.83
 #   backward, 1 and 2:   5 MiB 1.1 and 1.3       8 MiB 0.75 and 0.87       15 MiB 0.72 and 0.76
 FORWARD_PAST_BYTES, FORWARD_PAST_BYTES_PARALLEL, BACKWARD_PAST_BYTES = 9 << 20, 20 << 20, 7 << 20
-# Between these sizes, stored through the caches, a forward pass is faster if it first sums all blocks and then writes
-# all: 0.77 of the time at 10 MiB, 0.93 at 8 MiB, 1.05 at 15 MiB, 1.0 at 5 MiB. Not understood.
+# Channels first, between these sizes, stored through the caches, a forward pass is faster if it first sums all blocks
+# and then writes all: 0.77 of the time at 10 MiB, 0.93 at 8 MiB, 1.05 at 15 MiB, 1.0 at 5 MiB. Not understood.
 PHASES_FROM_BYTES, PHASES_TO_BYTES = 6 << 20, 12 << 20
 # Tasks for each thread: where the layer shares them out as threads become free, the last to finish waits less.
 TASKS_PER_THREAD = 4

@@ -60,7 +60,7 @@ def run() -> int:
             _print_threads()
             faults += _check_accuracy()
             faults += _check_bits()
-            faults += _check_speed()
+            _show_speed()  # no fault: other programs may be using the cores
     except Exception as err:  # whatever is broken here, the user gets one line about it and not a traceback
         faults.append(f"{type(err).__name__}: {' '.join(str(err).split())}")
     print()
@@ -161,7 +161,7 @@ def _check_bits() -> list[str]:
     return [] if same else ["a sample gets other bits alone than in a batch"]
 
 
-def _check_speed() -> list[str]:
+def _show_speed() -> None:
     import numpy as np
 
     x, weight, bias = _inputs(SPEED_SHAPE, _dtype("float32"), 0.0)
@@ -189,9 +189,6 @@ def _check_speed() -> list[str]:
     if to_copy > 4:
         print("  slower than usual: are other programs using the cores? With the omp layer,")
         print("  the environment variable OMP_WAIT_POLICY=passive helps then")
-    # Judged by the best of each: a busy machine is no fault of the installation.
-    good = min(times[0]) < min(times[2])
-    return [] if good else [f"slower than NumPy's definition, {min(times[0]):.2g} s against {min(times[2]):.2g} s"]
 
 
 def _time(functions: tuple[Callable[[], None], ...], rounds: int) -> list[list[float]]:

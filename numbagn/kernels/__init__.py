@@ -1,5 +1,5 @@
-"""Where the numbers are made. Imported at the first call, since it imports Numba.
+"""Where the numbers are made. All but `geometry` import Numba and are imported at the first call.
 
-`vectors` and `formulas` are the ground, `moments`, `forward` and `backward` the loops, `compiled` turns them into code,
-`geometry` names the integers that steer them.
+`vectors`, `memory` and `formulas` are the ground, `moments`, `forward` and `backward` the loops, `compiled` turns them
+into code, `geometry` names the integers that steer them.
 """

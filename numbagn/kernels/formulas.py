@@ -5,7 +5,7 @@ target can compile each one's `py_func` for its own kind of value. No loops, no 
 
 `x_hat = (x - mean) * rstd` is never computed from ``x * rstd - mean * rstd``: at a mean of 1e4 that loses four digits.
 Instead x is first shifted by a number K near its mean, representable in the accumulator's type, so that the difference
-is exact or nearly so, and what K lacks is added in `offset = (K - mean) * rstd`. The shift works on halves, so that it
+is exact or nearly so, and what K lacks is added in `lack = (K - mean) * rstd`. The shift works on halves, so that it
 cannot overflow while the result is finite.
 """
 

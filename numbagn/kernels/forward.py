@@ -1,8 +1,8 @@
 """The forward pass on the CPU: y = activation((x + skip - mean) * rstd * weight + bias + residual).
 
-Per memory layout three steps on one block, `sum_part`, `settle_block` and `write_piece`; `forward_kernel`, at the end,
-runs them over all blocks, in parallel or not. All bounds come from shapes alone and every step writes only what is its
-own, so the bits do not depend on how the steps are shared out.
+Per memory layout (`..._first`, `..._last`) three steps on a block: sum its parts, settle its statistics, write its
+pieces; `forward_kernel`, at the end, runs them over all blocks, in parallel or not. All bounds come from shapes alone
+and every step writes only what is its own, so the bits do not depend on how the steps are shared out.
 """
 
 from numba import prange

@@ -3,9 +3,9 @@
 Sizes: N samples of C channels in G groups, D = C / G channels a group, S positions a channel. Work: UNITS blocks
 (channels first: one group of one sample; channels last: one sample), each summed in SUMS steps over PARTS parts of PART
 elements (channels last: rows) and written in PIECES pieces of at most RUN positions. FIRST and LAST bound the phases,
-SLOTS the tasks that run at once; a task owns SLOT values of scratch. Where PAST is not 0, results are stored past the
-caches. Strides count elements: `_N` from sample to sample, `_R` (channels last) from row to row, `_C` from channel to
-channel of a parameter (0: the same value for all).
+SLOTS the tasks that run at once; a task owns SLOT values of scratch. Where PAST is not 0, long runs of y or dx,
+channels first, are stored past the caches. Strides count elements: `_N` from sample to sample, `_R` (channels last)
+from row to row, `_C` from channel to channel of a parameter (0: the same value for all).
 """
 
 FIELDS = (
@@ -24,7 +24,6 @@ FIELDS = (
 
 # The memory layouts that have loops of their own.
 CHANNELS_FIRST, CHANNELS_LAST = 0, 1
-LAYOUT_NAMES = ("channels_first", "channels_last")
 
 # The phases: a whole block at once, or every block's parts, then every block's statistics, then every block's pieces.
 WHOLE, SUM, SETTLE, WRITE = range(4)

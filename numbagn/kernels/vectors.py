@@ -159,7 +159,7 @@ def _to_vector(context, builder, value, from_type, vector):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a * b + c with one rounding where the processor has the instruction; one of the three is a vector."""
+    """a * b + c with one rounding where the processor has the instruction; at least one of the three is a vector."""
     vector = next(t for t in (a, b, c) if isinstance(t, Vector))
 
     def codegen(context, builder, sig, args):
