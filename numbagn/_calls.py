@@ -21,8 +21,6 @@ __all__ = ["backward", "forget_plans", "forward"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Scratch rows of a task, channels last: see the kernels.
-FORWARD_ROWS, BACKWARD_ROWS = 6, 10
 # Plans kept; a service of more kinds of calls than that forgets all and begins anew.
 MOST_PLANS = 1024
 
@@ -82,13 +80,13 @@ def forward(
         return (y if out is None else out), np.zeros((p.N, p.G)), np.zeros((p.N, p.G))
     target, w, b = _target(y, p, w, b, (p.x, s, r))
 
-    share = _shares("forward", p.layout, p.N, p.C, p.G, p.S, p.x.itemsize)
-    dims = _dims(p, share, FORWARD_ROWS, w, b, X=p.x, SKIP=s, RES=r, Y=target)
+    share = _share("forward", p, X=p.x, SKIP=s, RES=r, Y=target)
+    dims = _dims(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
     groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
     work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
     kernel_arguments = (
         dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _values(w, p, 1.0), _values(b, p, 0.0),
-        work, _scratch(p, share, FORWARD_ROWS),
+        work, _scratch(p, share),
     )  # fmt: skip
     from .kernels.forward import forward_kernel
 
@@ -98,7 +96,7 @@ def forward(
     if target is not y:
         np.copyto(y, target)
     elif key is not None and p.x is x:
-        _remember(key, _plan(kernel, p, share, FORWARD_ROWS, dims, work.size))
+        _remember(key, _plan(kernel, p, share, dims, work.size))
     return (y if out is None else out, *_statistics(work, (p.N, p.G)))
 
 
@@ -140,14 +138,15 @@ def backward(
     sums = np.zeros((2 * p.N, p.C))
     if p.size:
         target, w, b = _target(dx, p, w, b, (p.x, g, s, r), m, rs)
-        share = _shares("backward", p.layout, p.N, p.C, p.G, p.S, p.x.itemsize)
-        dims = _dims(p, share, BACKWARD_ROWS, w, b, X=p.x, SKIP=s, RES=r, Y=target, DY=g, DRES=dr)
+        arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
+        share = _share("backward", p, **arrays)
+        dims = _dims(p, share, w, b, **arrays)
         sums = np.empty((share["PARTS"] * 2 * p.N, p.C))
         block = np.empty(3 * p.N * p.G)
         kernel_arguments = (
             dims, _flat(g, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _flat(dr, p),
             _values(w, p, 1.0), _values(b, p, 0.0), m.reshape(-1), rs.reshape(-1), sums.reshape(-1),
-            block, _scratch(p, share, BACKWARD_ROWS),
+            block, _scratch(p, share),
         )  # fmt: skip
         from .kernels.backward import backward_kernel
 
@@ -159,7 +158,7 @@ def backward(
         if target is not dx:
             np.copyto(dx, target)
         elif key is not None and all(a is b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
-            _remember(key, _plan(kernel, p, share, BACKWARD_ROWS, dims, block.size))
+            _remember(key, _plan(kernel, p, share, dims, block.size))
     gradients = _parameter_gradients(sums[: p.N], sums[p.N : 2 * p.N], weight, bias, p.dtype.accumulator)
     if dr is None:
         return (dx if out is None else out, *gradients)
@@ -227,11 +226,10 @@ def _given(parameter: Any, default: Array) -> Array:
     return values
 
 
-def _plan(kernel: Callable[..., None], p: Problem, share: dict[str, int], rows: int, dims: Array, work: int) -> Plan:
-    scratch = _scratch_size(p, share, rows)
+def _plan(kernel: Callable[..., None], p: Problem, share: dict[str, int], dims: Array, work: int) -> Plan:
     return Plan(
         kernel, dims, p.eps, (p.N, p.G), p.dtype.storage, _flat(None, p), _values(None, p, 1.0), _values(None, p, 0.0),
-        (share["PARTS"] * 2 * p.N, p.C), work, scratch if p.layout == CHANNELS_LAST else 0,
+        (share["PARTS"] * 2 * p.N, p.C), work, share["SLOTS"] * share["SLOT"],
     )  # fmt: skip
 
 
@@ -248,6 +246,12 @@ def _statistics(work: Array, groups: tuple[int, int]) -> tuple[Array, Array]:
 
 
 # ----------------------------------------------------------------------------------------------- from arrays to kernels
+
+
+def _share(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]:
+    """How the work on these arrays is shared out."""
+    dense = all(array is None or p.gapless(array) for array in arrays.values())
+    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.x.itemsize, dense)
 
 
 @lru_cache(maxsize=4096)
@@ -306,31 +310,20 @@ def _values(array: Array | None, p: Problem, default: float) -> Array:
     return flat(array, p.dtype.accumulator)
 
 
-def _pitch(p: Problem) -> int:
-    """Values of a row of scratch: C rounded up to whole 64-byte vectors."""
-    width = 64 // p.dtype.accumulator.itemsize
-    return -(-p.C // width) * width
-
-
-def _scratch_size(p: Problem, share: dict[str, int], rows: int) -> int:
-    return share["SLOTS"] * rows * _pitch(p)
-
-
-def _scratch(p: Problem, share: dict[str, int], rows: int) -> Array:
-    """Per-channel scratch for each task; only channels last needs it."""
-    return np.empty(_scratch_size(p, share, rows) if p.layout == CHANNELS_LAST else 1, p.dtype.accumulator)
+def _scratch(p: Problem, share: dict[str, int]) -> Array:
+    """Tables for each task; at least one value, as there must be an array."""
+    return np.empty(max(1, share["SLOTS"] * share["SLOT"]), p.dtype.accumulator)
 
 
 def _dims(
     p: Problem,
     share: dict[str, int],
-    rows: int,
     w: Array | None,
     b: Array | None,
     **arrays: Array | None,
 ) -> Array:
     """The kernels' integers, in the order of `kernels.geometry.FIELDS`."""
-    values = share | {"N": p.N, "C": p.C, "G": p.G, "D": p.C // p.G, "S": p.S, "SLOT": rows * _pitch(p)}
+    values = share | {"N": p.N, "C": p.C, "G": p.G, "D": p.C // p.G, "S": p.S}
     for name, array in arrays.items():
         steps = (0, 0) if array is None else p.steps(array)
         assert steps is not None

@@ -45,6 +45,11 @@ class Problem(NamedTuple):
         """Elements from sample to sample and from row to row of `array`; None where its memory is not laid out so."""
         return steps_in(array.shape, array.strides, array.itemsize, self.channel_axis, self.order, self.layout)
 
+    def gapless(self, array: np.ndarray) -> bool:
+        """Whether the positions of a sample of `array`, laid out as x, follow each other without gaps."""
+        steps = self.steps(array)
+        return steps is not None and (self.layout == CHANNELS_FIRST or self.S == 1 or steps[1] == self.C)
+
     def overlaps_itself(self, array: np.ndarray) -> bool:
         """Whether samples of `array`, laid out as x, may share memory with one another, as in a sliding window."""
         steps = self.steps(array)

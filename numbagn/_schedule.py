@@ -5,30 +5,42 @@ follow from the shape alone, so that the bits of a result do; whether the blocks
 whole or in phases, changes only the time.
 """
 
+import os
+from contextlib import suppress
 from functools import lru_cache
+from math import gcd
 
-from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST
+from .kernels.geometry import CHANNELS_LAST
 
 __all__ = ["backward", "forward", "threads"]
 
 # Elements of one part: enough that its own cost is hidden (a call and a few float64 operations), few enough that a
 # block of some MiB feeds all threads. 16384 to 65536 measured the same.
 PART_ELEMENTS = 32768
-# Channels last: rows of a part, so many that filling the per-channel scratch is a small part of the work.
-PART_ROWS = 64
+# Channels last: positions of a part, so many that clearing and folding its sums is a small part of the work; backward
+# more, since there the sums of a part are two of each channel, not of each group.
+PART_POSITIONS, BACKWARD_PART_POSITIONS = 64, 256
+# Channels last: values that a row of the loops has at least (fewer cost in loop overhead), and channels up to which
+# several positions are taken together where one is not whole vectors (from 64 on, the last vector wastes little).
+ROW_VALUES, ODD_CHANNELS = 128, 64
 # Bytes read from which a second thread pays: entering a parallel region costs about 5 us (omp).
 PARALLEL_BYTES = 1 << 17
-# Bytes of a result from which it is stored past the caches, which saves reading its lines first (but is no faster with
-# more threads, where memory is the limit). With 32 MiB of last-level cache, out=, time against ordinary stores:
-#   forward, 1 thread:   5 MiB 1.6   8 MiB 1.1   10 MiB 0.78  15 MiB 0.85  32 MiB 0.82
-#   forward, 2 threads:  5 MiB 2.0   10 MiB 1.2  15 MiB 1.02  25 MiB 0.91  32 MiB 0.83
-#   backward, 1 and 2:   5 MiB 1.1 and 1.3       8 MiB 0.75 and 0.87       15 MiB 0.72 and 0.76
-FORWARD_PAST_BYTES, FORWARD_PAST_BYTES_PARALLEL, BACKWARD_PAST_BYTES = 9 << 20, 20 << 20, 7 << 20
-# Channels first, between these sizes, stored through the caches, a forward pass is faster if it first sums all blocks
-# and then writes all: 0.77 of the time at 10 MiB, 0.93 at 8 MiB, 1.05 at 15 MiB, 1.0 at 5 MiB. Not understood.
-PHASES_FROM_BYTES, PHASES_TO_BYTES = 6 << 20, 12 << 20
+# Bytes of a result from which it is stored past the caches, which saves reading its lines first but gives up what they
+# could hold; as shares of the last-level cache, and with a ceiling where a processor tells of a huge one that it shares
+# with others. Time against ordinary stores, out=:
+#   32 MiB cache   forward, 1 thread     5 MiB 1.6   8 MiB 1.1   10 MiB 0.78  15 MiB 0.85  32 MiB 0.82
+#                  forward, 2 threads    5 MiB 2.0   10 MiB 1.2  15 MiB 1.02  25 MiB 0.91  32 MiB 0.83
+#                  backward, 1 and 2     5 MiB 1.1 and 1.3       8 MiB 0.75 and 0.87       15 MiB 0.72 and 0.76
+#   480 MiB        forward, 1 and 2      16 MiB 1.10 and 1.09    32 MiB 1.06 and 1.09      64 MiB 0.61 and 0.65
+#                  backward, 1 and 2     16 MiB 1.12 and 1.10    32 MiB 0.98 and 1.01      64 MiB 0.86 and 0.84
+FORWARD_PAST_SHARE, FORWARD_PAST_SHARE_PARALLEL, BACKWARD_PAST_SHARE = 9 / 32, 20 / 32, 7 / 32
+FORWARD_PAST_CEILING, BACKWARD_PAST_CEILING = 40 << 20, 32 << 20
+# The last-level cache where the system does not tell.
+CACHE_BYTES = 32 << 20
 # Tasks for each thread: where the layer shares them out as threads become free, the last to finish waits less.
 TASKS_PER_THREAD = 4
+# Tables of scratch, each PITCH values for a task: see the kernels.
+FORWARD_TABLES_LAST, BACKWARD_TABLES_LAST, TABLES_FIRST = 6, 9, 2
 
 
 @lru_cache(maxsize=1)
@@ -39,10 +51,45 @@ def threads() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
+@lru_cache(maxsize=1)
+def cache_bytes() -> int:
+    """The size of the last-level cache."""
+    sizes = [0]
+    for level in (2, 3, 4):
+        with suppress(AttributeError, ValueError, OSError):  # not every system has the function, or knows the name
+            sizes.append(os.sysconf(f"SC_LEVEL{level}_CACHE_SIZE"))
+    return max(sizes) if max(sizes) > 0 else CACHE_BYTES
+
+
 def _parts(total: int, part: int) -> tuple[int, int]:
     """(elements of a part, number of parts) with parts as even as their number allows."""
     count = max(1, -(-total // part))
     return max(1, -(-total // count)), count
+
+
+def _width(itemsize: int) -> int:
+    """Values of a vector: 64 bytes of float64, or of float32, which narrower ones are widened to."""
+    return 8 if itemsize == 8 else 16
+
+
+def _rows(C: int, S: int, width: int, dense: bool, positions: int) -> dict[str, int]:
+    """Channels last: rows of whole vectors where that is possible, and parts of whole rows."""
+    together = 1
+    if dense:
+        if C < ODD_CHANNELS:
+            together = width // gcd(C, width)
+        together *= max(1, ROW_VALUES // (together * C))
+    rows, parts = _parts(-(-S // together), max(positions, PART_ELEMENTS // C) // together or 1)
+    row = together * C
+    return {
+        "ROW": row, "DENSE": int(dense), "PITCH": -(-row // width) * width + width,
+        "PART": rows * together, "PARTS": parts, "RUN": rows * together, "PIECES": parts,
+    }  # fmt: skip
+
+
+def _elements(C: int, S: int, width: int) -> int:
+    """Channels first: values of a table with one for each element of a sample, where channels are short."""
+    return -(-C * S // width) * width if 1 < S < width else 0
 
 
 def _shared(units: int, steps: int, nbytes: int, lanes: int) -> dict[str, int]:
@@ -58,36 +105,41 @@ def _shared(units: int, steps: int, nbytes: int, lanes: int) -> dict[str, int]:
     }
 
 
-def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, lanes: int) -> dict[str, int]:
-    """Shares of the forward pass; `lanes` is the number of threads."""
-    D = C // G
+def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool, lanes: int) -> dict[str, int]:
+    """Shares of the forward pass; `dense`: no gaps between positions, `lanes`: the number of threads."""
+    size, width = C // G * S, _width(itemsize)
     if layout == CHANNELS_LAST:
-        rows, parts = _parts(S, max(PART_ROWS, PART_ELEMENTS // C))
-        work = {"UNITS": N, "PART": rows, "PARTS": parts, "SUMS": parts, "RUN": rows, "PIECES": parts}
+        work = {"UNITS": N} | _rows(C, S, width, dense, PART_POSITIONS)
+        work["SUMS"], work["SLOT"] = work["PARTS"], FORWARD_TABLES_LAST * work["PITCH"]
     else:
-        part, parts = _parts(D * S, PART_ELEMENTS)
-        run, runs = _parts(S, PART_ELEMENTS)
-        pieces = 1 if S == 1 else D * runs
-        work = {"UNITS": N * G, "PART": part, "PARTS": parts, "SUMS": parts, "RUN": run, "PIECES": pieces}
+        part, parts = _parts(size, PART_ELEMENTS)
+        pitch = _elements(C, S, width)
+        work = {
+            "UNITS": N * G, "PART": part, "PARTS": parts, "SUMS": parts, "RUN": part, "PIECES": parts,
+            "PITCH": pitch, "SLOT": TABLES_FIRST * pitch,
+        }  # fmt: skip
     nbytes = N * C * S * itemsize
-    share = _shared(work["UNITS"], work["UNITS"] * parts, nbytes, lanes)
-    past = nbytes >= (FORWARD_PAST_BYTES_PARALLEL if share["PARALLEL"] else FORWARD_PAST_BYTES)
-    if layout == CHANNELS_FIRST and not past and PHASES_FROM_BYTES <= nbytes < PHASES_TO_BYTES:
-        share |= {"FIRST": 1, "LAST": 4}
+    share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], nbytes, lanes)
+    part_of_cache = FORWARD_PAST_SHARE_PARALLEL if share["PARALLEL"] else FORWARD_PAST_SHARE
+    past = nbytes >= min(part_of_cache * cache_bytes(), FORWARD_PAST_CEILING)
     return work | share | {"PAST": int(past)}
 
 
-def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, lanes: int) -> dict[str, int]:
+def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool, lanes: int) -> dict[str, int]:
     """Shares of the backward pass."""
-    D = C // G
+    D, width = C // G, _width(itemsize)
     if layout == CHANNELS_LAST:
-        # more rows than forward: the sums of a part are C pairs of float64, not G
-        rows, parts = _parts(S, max(4 * PART_ROWS, PART_ELEMENTS // C))
-        work = {"UNITS": N, "PART": rows, "PARTS": parts, "SUMS": parts, "RUN": rows, "PIECES": parts}
+        work = {"UNITS": N} | _rows(C, S, width, dense, BACKWARD_PART_POSITIONS)
+        work["SUMS"], work["SLOT"] = work["PARTS"], BACKWARD_TABLES_LAST * work["PITCH"]
     else:
-        run, parts = _parts(S, PART_ELEMENTS)
-        steps = 1 if S == 1 else D * parts
-        work = {"UNITS": N * G, "PART": run, "PARTS": parts, "SUMS": steps, "RUN": run, "PIECES": steps}
+        part, parts = _parts(S, PART_ELEMENTS)
+        run, pieces = _parts(D * S, PART_ELEMENTS)
+        pitch = _elements(C, S, width)
+        work = {
+            "UNITS": N * G, "PART": part, "PARTS": parts, "SUMS": 1 if S == 1 else D * parts,
+            "RUN": run, "PIECES": pieces, "PITCH": pitch, "SLOT": TABLES_FIRST * pitch,
+        }  # fmt: skip
     nbytes = N * C * S * itemsize
-    share = _shared(work["UNITS"], work["UNITS"] * work["SUMS"], 2 * nbytes, lanes)
-    return work | share | {"PAST": int(nbytes >= BACKWARD_PAST_BYTES)}
+    share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes, lanes)
+    past = nbytes >= min(BACKWARD_PAST_SHARE * cache_bytes(), BACKWARD_PAST_CEILING)
+    return work | share | {"PAST": int(past)}

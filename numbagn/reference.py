@@ -68,7 +68,8 @@ def _per_channel(parameter, x, default):
 
 def _normalized(x, num_groups, eps):
     """x_hat, mean and rstd of x (N, C, ...); mean and rstd (N, G). A constant group has x_hat = 0 even if eps = 0."""
-    groups = x.reshape(x.shape[0], num_groups, math.prod(x.shape[1:]) // num_groups)
+    # contiguous, as NumPy sums pairwise along such an axis only
+    groups = np.ascontiguousarray(x.reshape(x.shape[0], num_groups, math.prod(x.shape[1:]) // num_groups))
     if groups.size == 0:
         return x, np.zeros(groups.shape[:2]), np.zeros(groups.shape[:2])
     mean, var = groups.mean(axis=2, keepdims=True), groups.var(axis=2, keepdims=True)

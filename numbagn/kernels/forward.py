@@ -9,20 +9,20 @@ from numba import prange
 
 from .compiled import activate, device, entry
 from .geometry import (
-    B_C, B_N, C, CHANNELS_FIRST, D, FIRST, G, LAST, N, PART, PARTS, PAST, PIECES, RES_N, RES_R, RUN, S, SETTLE, SKIP_N,
-    SKIP_R, SLOT, SLOTS, SUM, SUMS, UNITS, W_C, W_N, WHOLE, WRITE, X_N, X_R, Y_N, Y_R,
+    B_C, B_N, C, CHANNELS_FIRST, D, DENSE, FIRST, G, LAST, N, PART, PARTS, PAST, PIECES, PITCH, RES_N, RES_R, ROW, RUN,
+    S, SETTLE, SKIP_N, SKIP_R, SLOT, SLOTS, SUM, SUMS, UNITS, W_C, W_N, WHOLE, WRITE, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import (
     accumulate, doubles_at, lanes, load, load_one, offset, pointer, present, splat, store, store_one, stream, streamed,
     until_aligned, values,
 )  # fmt: skip
 from .moments import centred, difference, final_shift, settle, shifted_sums, shifts, skip_shift
-from .vectors import code, fma, lane_sum
+from .vectors import code, fma, join, lane_sum
 
 # Channels last: rows of one column summed in the accumulator's type, in registers, before float64 takes over.
 ROWS_IN_REGISTERS = 16
-# Channels first: vectors of a run from which a first, partial one pays that lets the others be aligned. NumPy aligns
-# large arrays to 16 bytes, and stores across two cache lines are slow.
+# Vectors of a run from which a first, partial one pays that lets the others be aligned. NumPy aligns large arrays to 16
+# bytes, and stores across two cache lines are slow.
 ALIGN_FROM = 16
 
 
@@ -88,74 +88,146 @@ def settle_block_first(dims, u, px, ps, partial, mean, rstd, eps):
 
 
 @device
-def write_pieces_first(dims, u, low, high, px, ps, pr, py, weight, bias, mean, rstd, partial, act):
-    """Pieces low .. high - 1 of block u, each RUN positions of a channel, channel after channel."""
-    n, g = u // dims[G], u % dims[G]
-    d_count, s_count = dims[D], dims[S]
-    at = 2 * u * dims[PARTS]
+def write_pieces_first(dims, u, low, high, px, ps, pr, py, weight, bias, slot, mean, rstd, partial, act):
+    """Pieces low .. high - 1 of block u, each RUN consecutive elements.
+
+    The last comes first: of a block larger than a cache, what was summed last is still there.
+    """
+    n, g, size = u // dims[G], u % dims[G], dims[D] * dims[S]
+    at, block = 2 * u * dims[PARTS], g * size
     half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, partial[at], mean[u], partial[at + 1], rstd[u])
-    if s_count == 1:
-        write_elements_first(dims, n, g, px, ps, pr, py, weight, bias, half_shift, half_shift_skip, rstd_2, lack, act)
-        return
+    ix, i_skip = n * dims[X_N] + block, n * dims[SKIP_N] + block
+    ir, iy = n * dims[RES_N] + block, n * dims[Y_N] + block
+    for piece in range(high - 1, low - 1, -1):
+        start = piece * dims[RUN]
+        stop = min(start + dims[RUN], size)
+        if dims[S] < lanes(px):
+            write_elements(
+                dims, n, block, start, stop, ix, i_skip, ir, iy, px, ps, pr, py, weight, bias, slot, half_shift,
+                half_shift_skip, rstd_2, lack, act,
+            )  # fmt: skip
+        else:
+            write_channels(
+                dims, n, g, start, stop, ix, i_skip, ir, iy, px, ps, pr, py, weight, bias, half_shift, half_shift_skip,
+                rstd_2, lack, act,
+            )  # fmt: skip
+
+
+@device
+def write_channels(
+    dims, n, g, start, stop, ix, i_skip, ir, iy, px, ps, pr, py, weight, bias, half_shift, half_shift_skip, rstd_2,
+    lack, act,
+):  # fmt: skip
+    """Elements start .. stop - 1 of a block whose channels are a vector or longer, in whole aligned vectors."""
+    width, s_count = lanes(px), dims[S]
+    h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
+    i, aligned, past = start, start, 0
+    if stop - start >= ALIGN_FROM * width:
+        aligned, past = start + until_aligned(py, iy + start), dims[PAST]
+    c = start // s_count
+    end = (c + 1) * s_count
+    wi, bi = n * dims[W_N] + g * dims[D] * dims[W_C], n * dims[B_N] + g * dims[D] * dims[B_C]
+    w, b = weight[wi + c * dims[W_C]], bias[bi + c * dims[B_C]]
+    scale, shift = splat(px, rstd_2 * w), splat(px, lack * w + b)
+    while i < stop:
+        if i >= aligned:
+            last = min(stop, end) - width
+            while i <= last:
+                write_vector(
+                    px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, None, h, h_skip, scale, shift, act, past
+                )
+                i += width
+        # then one that is not whole, or belongs to two channels
+        count = min((aligned if i < aligned else stop) - i, width)
+        own = end - i
+        v_scale, v_shift = scale, shift
+        if own < count or own == 0:
+            c, end = c + 1, end + s_count
+            if i + own < stop:
+                w, b = weight[wi + c * dims[W_C]], bias[bi + c * dims[B_C]]
+                scale, shift = splat(px, rstd_2 * w), splat(px, lack * w + b)
+            if own == 0:
+                continue
+            v_scale, v_shift = join(v_scale, scale, own), join(v_shift, shift, own)
+        if count == width:
+            write_vector(
+                px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, None, h, h_skip, v_scale, v_shift, act, past
+            )
+        else:
+            write_vector(
+                px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count, h, h_skip, v_scale, v_shift, act, 0
+            )
+        i += count
+
+
+@device
+def write_elements(
+    dims, n, block, start, stop, ix, i_skip, ir, iy, px, ps, pr, py, weight, bias, slot, half_shift, half_shift_skip,
+    rstd_2, lack, act,
+):  # fmt: skip
+    """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
     h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
     width = lanes(px)
-    ix, i_skip, ir, iy = n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N], n * dims[Y_N]
-    runs = dims[PIECES] // d_count
-    c, run = g * d_count + low // runs, low % runs
-    for _ in range(low, high):
-        w, b = weight[n * dims[W_N] + c * dims[W_C]], bias[n * dims[B_N] + c * dims[B_C]]
-        scale, shift = splat(px, rstd_2 * w), splat(px, lack * w + b)
-        i = c * s_count + run * dims[RUN]
-        end = min(i + dims[RUN], (c + 1) * s_count)
-        aligned, past = i, 0
-        if end - i >= ALIGN_FROM * width:
-            aligned, past = i + until_aligned(py, iy + i), dims[PAST]
-        while i < end:
-            if i >= aligned:
-                while i + width <= end:
-                    write_vector(
-                        px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, None, h, h_skip, scale, shift, act, past
-                    )
-                    i += width
-            count = (aligned if i < aligned else end) - i
-            write_vector(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count, h, h_skip, scale, shift, act, 0)
+    pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, block, weight, bias, slot)
+    i, aligned, past = start, start, 0
+    if stop - start >= ALIGN_FROM * width:
+        aligned, past = start + until_aligned(py, iy + start), dims[PAST]
+    while i < stop:
+        if i >= aligned:
+            while i + width <= stop:
+                w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
+                write_vector(
+                    px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, None, h, h_skip, w * rstd_2, fma(w, lack, b),
+                    act, past,
+                )  # fmt: skip
+                i += width
+        count = (aligned if i < aligned else stop) - i
+        if count > 0:
+            w, b = along(pw, wi, i, w_step, count), along(pb, bi, i, b_step, count)
+            write_vector(
+                px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count, h, h_skip, w * rstd_2, fma(w, lack, b),
+                act, 0,
+            )  # fmt: skip
             i += count
-        run += 1
-        if run == runs:
-            c, run = c + 1, 0
 
 
 @device
-def write_elements_first(dims, n, g, px, ps, pr, py, weight, bias, half_shift, half_shift_skip, rstd_2, lack, act):
-    """Group g of sample n where S = 1: each channel is one element."""
-    d_count = dims[D]
-    h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
-    pw, pb = values(weight), values(bias)
-    c = g * d_count
-    wi, bi = n * dims[W_N] + c * dims[W_C], n * dims[B_N] + c * dims[B_C]
-    ix, i_skip, ir, iy = n * dims[X_N] + c, n * dims[SKIP_N] + c, n * dims[RES_N] + c, n * dims[Y_N] + c
-    width = lanes(px)
-    d = 0
-    while d + width <= d_count:
-        w, b = along(pw, wi, d, dims[W_C], None), along(pb, bi, d, dims[B_C], None)
-        write_vector(
-            px, ps, pr, py, ix + d, i_skip + d, ir + d, iy + d, None, h, h_skip, w * rstd_2, fma(w, lack, b), act, 0
-        )
-        d += width
-    if d < d_count:
-        count = d_count - d
-        w, b = along(pw, wi, d, dims[W_C], count), along(pb, bi, d, dims[B_C], count)
-        write_vector(
-            px, ps, pr, py, ix + d, i_skip + d, ir + d, iy + d, count, h, h_skip, w * rstd_2, fma(w, lack, b), act, 0
-        )
-
-
-@device
-def along(ptr, base, d, stride, count):
-    """A parameter's values for a vector of channels from d on; stride 0: one value for all."""
+def along(ptr, base, i, stride, count):
+    """A parameter's values for a vector of elements from i on; stride 0: one value for all."""
     if stride == 0:
         return splat(ptr, load_one(ptr, base))
-    return load(ptr, base + d, count)
+    return load(ptr, base + i, count)
+
+
+@device
+def expand(dims, n, expanded, width, weight, bias, slot):
+    """Where channels are short, but not single elements: weight and bias of sample n for each element, in `slot`.
+
+    Gives the sample they now stand there for; `expanded` is the one they stood for before, -1 for none.
+    """
+    s_count = dims[S]
+    if s_count == 1 or s_count >= width or expanded == n or (expanded >= 0 and dims[W_N] == 0 and dims[B_N] == 0):
+        return expanded
+    for c in range(dims[C]):
+        w, b = weight[n * dims[W_N] + c * dims[W_C]], bias[n * dims[B_N] + c * dims[B_C]]
+        for i in range(c * s_count, (c + 1) * s_count):
+            store_one(slot, i, w)
+            store_one(slot, dims[PITCH] + i, b)
+    return n
+
+
+@device
+def element_parameters(dims, n, first, weight, bias, slot):
+    """Where weight and bias stand for each element of a block whose channels are short, from element `first` on.
+
+    (pointer, index, step) of both; a step of 0 means that one value is for all.
+    """
+    if dims[S] == 1:
+        return (
+            values(weight), n * dims[W_N] + first * dims[W_C], dims[W_C],
+            values(bias), n * dims[B_N] + first * dims[B_C], dims[B_C],
+        )  # fmt: skip
+    return slot, first, 1, offset(slot, dims[PITCH]), first, 1
 
 
 # ------------------------------------------------------------------------------------------------------- channels last
@@ -176,7 +248,7 @@ def group_sum(ptr, start, n):
 
 @device
 def sum_column(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, pitch, count):
-    """Add `rows` rows of the vector of channels at c to that column's sums."""
+    """Add `rows` rows of the vector at c to that column's sums."""
     k, k_skip = load(slot, c, None), load(slot, pitch + c, None)
     s = splat(px, 0.0)
     q = s
@@ -195,39 +267,61 @@ def clear(ptr, start, stop):
 
 
 @device
-def sum_part_last(dims, n, k, px, ps, slot, partial):
-    """Sums per group over part k of sample n, PART rows. Scratch: K, K of skip, then float64 sums by channel."""
-    c_count, g_count, d_count, s_count = dims[C], dims[G], dims[D], dims[S]
-    x_base, skip_base = n * dims[X_N], n * dims[SKIP_N]
-    width = lanes(px)
-    pitch = pitch_of(c_count, width)
-    sums = doubles_at(offset(slot, 2 * pitch))
-    clear(sums, 0, 2 * pitch)
-    for g in range(g_count):
-        start = g * d_count
-        shift, shift_skip = shifts(px, ps, x_base + start, skip_base + start, s_count, dims[X_R], dims[SKIP_R], d_count)
-        for c in range(start, start + d_count):
-            store_one(slot, c, shift)
-            store_one(slot, pitch + c, shift_skip)
-    end = min((k + 1) * dims[PART], s_count)
-    full = c_count // width * width
-    for r in range(k * dims[PART], end, ROWS_IN_REGISTERS):
-        rows = min(ROWS_IN_REGISTERS, end - r)
-        ix, i_skip = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R]
-        for c in range(0, full, width):
-            sum_column(px, ps, ix, i_skip, rows, dims[X_R], dims[SKIP_R], slot, sums, c, pitch, None)
-        if full < c_count:
-            sum_column(px, ps, ix, i_skip, rows, dims[X_R], dims[SKIP_R], slot, sums, full, pitch, c_count - full)
-    at = 2 * (n * dims[PARTS] + k) * g_count
-    for g in range(g_count):
-        partial[at + 2 * g] = group_sum(sums, g * d_count, d_count)
-        partial[at + 2 * g + 1] = group_sum(sums, pitch + g * d_count, d_count)
+def repeat(ptr, count, end):
+    """Continue the first `count` values periodically up to `end`."""
+    for i in range(count, end):
+        store_one(ptr, i, load_one(ptr, i - count))
 
 
 @device
-def pitch_of(c_count, width):
-    """Values from one row of scratch to the next: C rounded up to whole vectors."""
-    return (c_count + width - 1) // width * width
+def sum_parts_last(dims, n, low, high, px, ps, slot, partial):
+    """Sums per group over parts low .. high - 1 of sample n, each PART positions.
+
+    Scratch: K and K of skip for each value of a row, then the float64 sums.
+    """
+    c_count, d_count, row, pitch, width = dims[C], dims[D], dims[ROW], dims[PITCH], lanes(px)
+    x_base, skip_base = n * dims[X_N], n * dims[SKIP_N]
+    for g in range(dims[G]):
+        start = g * d_count
+        shift, shift_skip = shifts(px, ps, x_base + start, skip_base + start, dims[S], dims[X_R], dims[SKIP_R], d_count)
+        for c in range(start, start + d_count):
+            store_one(slot, c, shift)
+            store_one(slot, pitch + c, shift_skip)
+    repeat(slot, c_count, row)
+    repeat(offset(slot, pitch), c_count, row)
+    sums = doubles_at(offset(slot, 2 * pitch))
+    positions = row // c_count
+    x_step, skip_step = positions * dims[X_R], positions * dims[SKIP_R]
+    for k in range(low, high):
+        clear(sums, 0, 2 * pitch)
+        r, end = k * dims[PART], min((k + 1) * dims[PART], dims[S])
+        while r < end:
+            rows, length = min(ROWS_IN_REGISTERS, (end - r) // positions), row
+            if rows == 0:  # the last positions do not fill a row
+                rows, length = 1, (end - r) * c_count
+            ix, i_skip = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R]
+            c = 0
+            while c + width <= length:
+                sum_column(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch, None)
+                c += width
+            if c < length:
+                sum_column(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch, length - c)
+            r += rows * positions
+        fold(sums, c_count, row)
+        fold(offset(sums, pitch), c_count, row)
+        at = 2 * (n * dims[PARTS] + k) * dims[G]
+        for g in range(dims[G]):
+            partial[at + 2 * g] = group_sum(sums, g * d_count, d_count)
+            partial[at + 2 * g + 1] = group_sum(sums, pitch + g * d_count, d_count)
+
+
+@device
+def fold(sums, count, row):
+    """Add to the first `count` sums those that a row repeats."""
+    width = lanes(sums)
+    for start in range(count, row, count):
+        for c in range(0, count, width):
+            accumulate(sums, c, load(sums, start + c, min(width, count - c)))
 
 
 @device
@@ -250,14 +344,15 @@ def settle_block_last(dims, n, px, ps, partial, mean, rstd, eps):
 
 
 @device
-def write_piece_last(dims, n, piece, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
-    """RUN rows of sample n. Scratch: both half shifts, scale and shift by channel."""
-    c_count, g_count, d_count, s_count = dims[C], dims[G], dims[D], dims[S]
-    width = lanes(px)
-    pitch = pitch_of(c_count, width)
-    for g in range(g_count):
-        u = n * g_count + g
-        at = 2 * (n * dims[PARTS] * g_count + g)
+def write_pieces_last(dims, n, low, high, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
+    """Pieces low .. high - 1 of sample n, each RUN positions, the last first.
+
+    Scratch: both half shifts, scale and shift for each value of a row, and again for the vector after it.
+    """
+    c_count, d_count, s_count, pitch = dims[C], dims[D], dims[S], dims[PITCH]
+    for g in range(dims[G]):
+        u = n * dims[G] + g
+        at = 2 * (n * dims[PARTS] * dims[G] + g)
         half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, partial[at], mean[u], partial[at + 1], rstd[u])
         for c in range(g * d_count, (g + 1) * d_count):
             w = weight[n * dims[W_N] + c * dims[W_C]]
@@ -265,32 +360,58 @@ def write_piece_last(dims, n, piece, px, ps, pr, py, slot, weight, bias, mean, r
             store_one(slot, pitch + c, half_shift_skip)
             store_one(slot, 2 * pitch + c, rstd_2 * w)
             store_one(slot, 3 * pitch + c, lack * w + bias[n * dims[B_N] + c * dims[B_C]])
-    full = c_count // width * width
-    for r in range(piece * dims[RUN], min((piece + 1) * dims[RUN], s_count)):
-        ix, i_skip = n * dims[X_N] + r * dims[X_R], n * dims[SKIP_N] + r * dims[SKIP_R]
-        ir, iy = n * dims[RES_N] + r * dims[RES_R], n * dims[Y_N] + r * dims[Y_R]
-        for c in range(0, full, width):
-            write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, c, pitch, None, act)
-        if full < c_count:
-            write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, full, pitch, c_count - full, act)
+    for table in range(4):
+        repeat(offset(slot, table * pitch), c_count, dims[ROW] + lanes(px))
+    for piece in range(high - 1, low - 1, -1):
+        start, stop = piece * dims[RUN], min((piece + 1) * dims[RUN], s_count)
+        rows, length = stop - start, c_count
+        if dims[DENSE] != 0:
+            rows, length = 1, rows * c_count
+        for r in range(start, start + rows):
+            ix, i_skip = n * dims[X_N] + r * dims[X_R], n * dims[SKIP_N] + r * dims[SKIP_R]
+            ir, iy = n * dims[RES_N] + r * dims[RES_R], n * dims[Y_N] + r * dims[Y_R]
+            write_span(dims, ix, i_skip, ir, iy, length, px, ps, pr, py, slot, act)
 
 
 @device
-def write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, c, pitch, count, act):
-    """y for the vector of channels at c of a row."""
+def write_span(dims, ix, i_skip, ir, iy, length, px, ps, pr, py, slot, act):
+    """y for `length` consecutive values, the first at the beginning of a row, in whole aligned vectors."""
+    width, row, pitch = lanes(px), dims[ROW], dims[PITCH]
+    i, c, aligned, past = 0, 0, 0, 0
+    if length >= ALIGN_FROM * width:
+        aligned, past = until_aligned(py, iy), dims[PAST]
+    while i < length:
+        if i >= aligned:
+            last = min(length - width, i + row - 1 - c)
+            while i <= last:
+                write_column(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, slot, c, pitch, None, act, past)
+                i, c = i + width, c + width
+            if c >= row:
+                c -= row
+                continue
+        count = (aligned if i < aligned else length) - i
+        if count > 0:
+            write_column(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, slot, c, pitch, count, act, 0)
+            i, c = i + count, c + count
+
+
+@device
+def write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, c, pitch, count, act, past):
+    """y for one vector whose coefficients stand at c of the tables."""
     h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
     scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
-    write_vector(px, ps, pr, py, ix + c, i_skip + c, ir + c, iy + c, count, h, h_skip, scale, shift, act, 0)
+    write_vector(px, ps, pr, py, ix, i_skip, ir, iy, count, h, h_skip, scale, shift, act, past)
 
 
 # ------------------------------------------------------------------------------------------------------ all the blocks
 
 
 @device
-def steps_first(phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, rstd, partial, act):
+def steps_first(phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
     """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
     parts, pieces = dims[PARTS], dims[PIECES]
     per_block = parts if phase == SUM else (pieces if phase == WRITE else 1)
+    expanded = -1
     while low < high:
         u, first = low // per_block, low % per_block
         count = min(high - low, per_block - first)
@@ -301,30 +422,32 @@ def steps_first(phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean,
             settle_block_first(dims, u, px, ps, partial, mean, rstd, eps)
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
-            write_pieces_first(dims, u, first, until, px, ps, pr, py, weight, bias, mean, rstd, partial, act)
+            expanded = expand(dims, u // dims[G], expanded, lanes(px), weight, bias, slot)
+            write_pieces_first(dims, u, first, until, px, ps, pr, py, weight, bias, slot, mean, rstd, partial, act)
         low += count
     if dims[PAST] != 0:
         streamed()
 
 
 @device
-def steps_last(phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, rstd, partial, slot, act):
-    """Channels last: steps low .. high - 1 of a phase."""
+def steps_last(phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
+    """Channels last: steps low .. high - 1 of a phase, taken together as far as they are of one sample."""
     parts, pieces = dims[PARTS], dims[PIECES]
-    for i in range(low, high):
-        if phase == WHOLE:
-            for k in range(parts):
-                sum_part_last(dims, i, k, px, ps, slot, partial)
-            settle_block_last(dims, i, px, ps, partial, mean, rstd, eps)
-            for piece in range(pieces):
-                write_piece_last(dims, i, piece, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act)
-        elif phase == SUM:
-            sum_part_last(dims, i // parts, i % parts, px, ps, slot, partial)
-        elif phase == SETTLE:
-            settle_block_last(dims, i, px, ps, partial, mean, rstd, eps)
-        else:
-            n, piece = i // pieces, i % pieces
-            write_piece_last(dims, n, piece, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act)
+    per_sample = parts if phase == SUM else (pieces if phase == WRITE else 1)
+    while low < high:
+        n, first = low // per_sample, low % per_sample
+        count = min(high - low, per_sample - first)
+        if phase in (WHOLE, SUM):
+            until = parts if phase == WHOLE else first + count
+            sum_parts_last(dims, n, first, until, px, ps, slot, partial)
+        if phase in (WHOLE, SETTLE):
+            settle_block_last(dims, n, px, ps, partial, mean, rstd, eps)
+        if phase in (WHOLE, WRITE):
+            until = pieces if phase == WHOLE else first + count
+            write_pieces_last(dims, n, first, until, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act)
+        low += count
+    if dims[PAST] != 0:
+        streamed()
 
 
 @device
@@ -358,14 +481,15 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, paralle
                 low, high = t * steps // tasks, (t + 1) * steps // tasks
                 px, ps = pointer(x, x_kind), pointer(skip, skip_kind)
                 pr, py = pointer(residual, residual_kind), pointer(y, x_kind)
+                slot = offset(values(scratch), t * dims[SLOT])
                 if layout == CHANNELS_FIRST:
                     steps_first(
-                        phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, rstd, partial, code(activation)
-                    )
+                        phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial,
+                        code(activation),
+                    )  # fmt: skip
                 else:
-                    slot = offset(values(scratch), t * dims[SLOT])
                     steps_last(
-                        phase, low, high, dims, eps, px, ps, pr, py, weight, bias, mean, rstd, partial, slot,
+                        phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial,
                         code(activation),
                     )  # fmt: skip
 

@@ -2,22 +2,26 @@
 
 Sizes: N samples of C channels in G groups, D = C / G channels a group, S positions a channel. Work: UNITS blocks
 (channels first: one group of one sample; channels last: one sample), each summed in SUMS steps over PARTS parts of PART
-elements (channels last: rows) and written in PIECES pieces of at most RUN positions. FIRST and LAST bound the phases,
-SLOTS the tasks that run at once; a task owns SLOT values of scratch. Where PAST is not 0, long runs of y or dx,
-channels first, are stored past the caches. Strides count elements: `_N` from sample to sample, `_R` (channels last)
-from row to row, `_C` from channel to channel of a parameter (0: the same value for all).
+elements (channels last: positions) and written in PIECES pieces of at most RUN elements (positions). FIRST and LAST
+bound the phases, SLOTS the tasks that run at once; a task owns SLOT values of scratch, tables of PITCH. Where PAST is
+not 0, long runs of y or dx are stored past the caches. Channels last, where DENSE is not 0, positions follow each other
+without gaps, and the loops take several of them together as a row of ROW values: a whole number of vectors.
+Strides count elements: `_N` from sample to sample, `_R` (channels last) from position to position, `_C` from channel to
+channel of a parameter (0: the same value for all).
 """
 
 FIELDS = (
     "N", "C", "G", "D", "S",
-    "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "FIRST", "LAST", "SLOTS", "SLOT", "PAST",
+    "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "FIRST", "LAST", "SLOTS", "SLOT", "PITCH",
+    "PAST", "DENSE", "ROW",
     "X_N", "X_R", "SKIP_N", "SKIP_R", "RES_N", "RES_R", "Y_N", "Y_R", "DY_N", "DY_R", "DRES_N", "DRES_R",
     "W_N", "W_C", "B_N", "B_C",
 )  # fmt: skip
 
 (
     N, C, G, D, S,
-    UNITS, PART, PARTS, SUMS, RUN, PIECES, FIRST, LAST, SLOTS, SLOT, PAST,
+    UNITS, PART, PARTS, SUMS, RUN, PIECES, FIRST, LAST, SLOTS, SLOT, PITCH,
+    PAST, DENSE, ROW,
     X_N, X_R, SKIP_N, SKIP_R, RES_N, RES_R, Y_N, Y_R, DY_N, DY_R, DRES_N, DRES_R,
     W_N, W_C, B_N, B_C,
 ) = range(len(FIELDS))  # fmt: skip

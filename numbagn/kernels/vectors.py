@@ -182,6 +182,16 @@ def where(typingctx, mask, a, b):
 
 
 @intrinsic
+def join(typingctx, a, b, count):
+    """The first `count` lanes of a, the others of b."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(head_mask(builder, a.lanes, args[2]), args[0], args[1])
+
+    return a(a, b, count), codegen
+
+
+@intrinsic
 def nearest(typingctx, value):
     """Each lane rounded to the nearest whole number, ties to even."""
     return value(value), lambda context, builder, sig, args: _call(builder, "nearbyint", args)
