@@ -312,6 +312,27 @@ def sum_column(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, s
 
 
 @device
+def sum_columns(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, act):
+    """`sum_column` for two whole vectors side by side."""
+    a0 = splat(px, 0.0)
+    b0, a1, b1 = a0, a0, a0
+    pitch, width = dims[PITCH], lanes(px)
+    c1 = c + width
+    dy_step, x_step = positions * dims[DY_R], positions * dims[X_R]
+    skip_step, residual_step = positions * dims[SKIP_R], positions * dims[RES_R]
+    for _ in range(rows):
+        dz, d = upstream_last(idy + c, ix + c, i_skip + c, ir + c, c, pdy, px, ps, pr, slot, pitch, None, act)
+        a0, b0 = a0 + dz, fma(dz, d, b0)
+        dz, d = upstream_last(idy + c1, ix + c1, i_skip + c1, ir + c1, c1, pdy, px, ps, pr, slot, pitch, None, act)
+        a1, b1 = a1 + dz, fma(dz, d, b1)
+        idy, ix, i_skip, ir = idy + dy_step, ix + x_step, i_skip + skip_step, ir + residual_step
+    accumulate(by_channel, c, a0)
+    accumulate(by_channel, pitch + c, b0)
+    accumulate(by_channel, c1, a1)
+    accumulate(by_channel, pitch + c1, b1)
+
+
+@device
 def sum_parts_last(dims, n, low, high, pdy, px, ps, pr, slot, weight, bias, mean, rstd, sums, act):
     """Sums per channel over parts low .. high - 1 of sample n, each PART positions."""
     c_count, d_count, channels, row, pitch = dims[C], dims[D], dims[N] * dims[C], dims[ROW], dims[PITCH]
@@ -333,6 +354,9 @@ def sum_parts_last(dims, n, low, high, pdy, px, ps, pr, slot, weight, bias, mean
             idy, ix = n * dims[DY_N] + r * dims[DY_R], n * dims[X_N] + r * dims[X_R]
             i_skip, ir = n * dims[SKIP_N] + r * dims[SKIP_R], n * dims[RES_N] + r * dims[RES_R]
             c = 0
+            while c + 2 * width <= length:
+                sum_columns(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, act)
+                c += 2 * width
             while c + width <= length:
                 sum_column(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, None, act)
                 c += width

@@ -11,7 +11,7 @@ cannot overflow while the result is finite.
 
 from numba import njit
 
-from .vectors import constant, fma, nearest, polynomial, power_of_two, where
+from .vectors import constant, fma, polynomial, times_power_of_two, where
 
 formula = njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
@@ -32,14 +32,14 @@ def half_difference(x, half_shift):
 
 @formula
 def exp(z):
-    """e**z, at most 1.5 ulp; 0 and infinity beyond the range."""
-    low, high = constant(z, "exp lowest"), constant(z, "exp highest")
-    z = where(z < low, low, where(z > high, high, z))
-    n = nearest(z * 1.4426950408889634)
+    """e**z, at most 1.5 ulp; 0 where that is no normal number any more, infinity where it is too large."""
+    # the nearest whole number n to z / ln(2), in the last bits of a number so large that it has no fraction
+    rounder = constant(z, "rounder")
+    shifted = fma(z, 1.4426950408889634, rounder)
+    n = shifted - rounder
     r = fma(n, -constant(z, "ln2 low"), fma(n, -constant(z, "ln2 high"), z))
-    # 2**n in two factors: each has a normal exponent also where the product overflows or is subnormal
-    first = nearest(n * 0.5)
-    return fma(r * r, polynomial(r, "exp"), r + 1.0) * power_of_two(first) * power_of_two(n - first)
+    e = times_power_of_two(fma(fma(polynomial(r, "exp"), r, 1.0), r, 1.0), shifted)
+    return where(z <= constant(z, "exp highest"), where(z < constant(z, "exp lowest"), 0.0, e), z * constant(z, "huge"))
 
 
 @formula

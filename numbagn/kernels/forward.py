@@ -260,6 +260,25 @@ def sum_column(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, p
 
 
 @device
+def sum_columns(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, pitch):
+    """`sum_column` for two whole vectors side by side."""
+    c1 = c + lanes(px)
+    k0, k1, j0, j1 = load(slot, c, None), load(slot, c1, None), load(slot, pitch + c, None), load(slot, pitch + c1, None)
+    s0 = splat(px, 0.0)
+    q0, s1, q1 = s0, s0, s0
+    for _ in range(rows):
+        d0 = difference(px, ps, ix + c, i_skip + c, k0, j0, None)
+        d1 = difference(px, ps, ix + c1, i_skip + c1, k1, j1, None)
+        s0, q0 = s0 + d0, fma(d0, d0, q0)
+        s1, q1 = s1 + d1, fma(d1, d1, q1)
+        ix, i_skip = ix + x_stride, i_skip + skip_stride
+    accumulate(sums, c, s0)
+    accumulate(sums, pitch + c, q0)
+    accumulate(sums, c1, s1)
+    accumulate(sums, pitch + c1, q1)
+
+
+@device
 def clear(ptr, start, stop):
     """Zeros in whole vectors from start to stop."""
     for i in range(start, stop, lanes(ptr)):
@@ -301,6 +320,9 @@ def sum_parts_last(dims, n, low, high, px, ps, slot, partial):
                 rows, length = 1, (end - r) * c_count
             ix, i_skip = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R]
             c = 0
+            while c + 2 * width <= length:
+                sum_columns(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch)
+                c += 2 * width
             while c + width <= length:
                 sum_column(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch, None)
                 c += width

@@ -7,9 +7,13 @@ argument; the largest relative error of the approximation, before rounding, stan
 
 # Constants whose value depends on the precision.
 CONSTANTS = {
-    # exp: below the first, the result is 0; above the second, infinity.
-    "exp lowest": (-105.0, -750.0),
-    "exp highest": (90.0, 711.0),
+    # exp: below the first, the result is no normal number; above the second, infinity.
+    "exp lowest": (-87.33, -708.39),
+    "exp highest": (88.722839, 709.78271289),
+    # Times anything that exp is infinite for, it is infinity, and times NaN NaN.
+    "huge": (3e38, 1e308),
+    # A number whose last bit is 1: added to a smaller one, it rounds that to a whole number.
+    "rounder": (1.5 * 2**23, 1.5 * 2**52),
     # ln 2 in two parts; the first has so few bits (14, 40) that its product with any exponent is exact.
     "ln2 high": (0.693115234375, 0.6931471805592082),
     "ln2 low": (3.1946184945309417e-05, 7.3710025651677990e-13),
@@ -18,12 +22,9 @@ CONSTANTS = {
 }
 
 POLYNOMIALS = {
-    # (exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2: 2.2e-10 and 2.1e-19.
+    # (exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2: 1.0e-8 and 2.1e-19.
     "exp": (
-        (
-            0.50000000135432563, 0.16666666719322768, 0.041666464167313114,
-            0.0083332983406039575, 0.0013933733216281663, 0.0001989939245649292,
-        ),
+        (0.5, 0.16666576845993976, 0.041666554437685939, 0.0083632029715758549, 0.0013926213466332443),
         (
             0.5, 0.16666666666666671, 0.041666666666666677, 0.0083333333333260826, 0.0013888888888879002,
             0.00019841269875003974, 2.480158733663232e-5, 2.7557255168123061e-6, 2.7557263006075474e-7,

@@ -192,27 +192,19 @@ def join(typingctx, a, b, count):
 
 
 @intrinsic
-def nearest(typingctx, value):
-    """Each lane rounded to the nearest whole number, ties to even."""
-    return value(value), lambda context, builder, sig, args: _call(builder, "nearbyint", args)
+def times_power_of_two(typingctx, value, shifted):
+    """value * 2**n where both are normal numbers, n being the last bits of the mantissa of `shifted`.
 
-
-@intrinsic
-def power_of_two(typingctx, value):
-    """2 ** value for whole numbers within the range of normal exponents, made from the exponent's bits.
-
-    The whole number is read off the mantissa after adding 1.5 * 2**mantissa: a conversion to integer would be undefined
-    for NaN, this gives some power of two, which a NaN factor then overrules.
+    It is added to the exponent's bits; a NaN becomes some number.
     """
-    bits, mantissa, bias = (I32, 23, 127) if value.scalar == types.float32 else (I64, 52, 1023)
+    bits, mantissa = (I32, 23) if value.scalar == types.float32 else (I64, 52)
 
     def codegen(context, builder, sig, args):
         wide = ir.VectorType(bits, value.lanes)
-        shifted = builder.fadd(args[0], ir.Constant(args[0].type, [1.5 * 2.0**mantissa] * value.lanes))
-        exponent = builder.add(builder.bitcast(shifted, wide), splat_int(wide, bias))
-        return builder.bitcast(builder.shl(exponent, splat_int(wide, mantissa)), args[0].type)
+        number, n = (builder.bitcast(arg, wide) for arg in args)
+        return builder.bitcast(builder.add(number, builder.shl(n, splat_int(wide, mantissa))), args[0].type)
 
-    return value(value), codegen
+    return value(value, shifted), codegen
 
 
 @intrinsic(prefer_literal=True)
