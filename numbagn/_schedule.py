@@ -31,10 +31,11 @@ PARALLEL_BYTES = 1 << 17
 #   32 MiB cache   forward, 1 thread     5 MiB 1.6   8 MiB 1.1   10 MiB 0.78  15 MiB 0.85  32 MiB 0.82
 #                  forward, 2 threads    5 MiB 2.0   10 MiB 1.2  15 MiB 1.02  25 MiB 0.91  32 MiB 0.83
 #                  backward, 1 and 2     5 MiB 1.1 and 1.3       8 MiB 0.75 and 0.87       15 MiB 0.72 and 0.76
-#   480 MiB        forward, 1 and 2      16 MiB 1.10 and 1.09    32 MiB 1.06 and 1.09      64 MiB 0.61 and 0.65
-#                  backward, 1 and 2     16 MiB 1.12 and 1.10    32 MiB 0.98 and 1.01      64 MiB 0.86 and 0.84
+#   480 MiB        forward, 1 and 2      15 MiB 1.14 and 1.10    25 MiB 1.00 and 1.08      64 MiB 0.61 and 0.65
+#                  backward, 1 and 2     8 MiB 1.12 and 1.09     15 MiB 0.80 and 1.03      64 MiB 0.80 and 0.75
+# (of 480 MiB, a cloud machine's share seems to be some 64; how much, changes by the minute).
 FORWARD_PAST_SHARE, FORWARD_PAST_SHARE_PARALLEL, BACKWARD_PAST_SHARE = 9 / 32, 20 / 32, 7 / 32
-FORWARD_PAST_CEILING, BACKWARD_PAST_CEILING = 40 << 20, 32 << 20
+FORWARD_PAST_CEILING, BACKWARD_PAST_CEILING = 24 << 20, 12 << 20
 # The last-level cache where the system does not tell.
 CACHE_BYTES = 32 << 20
 # Tasks for each thread: where the layer shares them out as threads become free, the last to finish waits less.

@@ -51,13 +51,15 @@ def _widen_bf16(builder, raw, vector):
 
 
 def _narrow_bf16(builder, value, vector):
-    """Round to nearest even with integers: the hardware's own instruction flushes subnormal numbers to zero."""
+    """Round to nearest even with integers: the hardware's own instruction flushes subnormal numbers to zero.
+
+    A NaN that arithmetic has made has its first mantissa bit set, so that cutting off the others leaves a NaN.
+    """
     wide = llvm_vector(vector, I32)
     bits = builder.bitcast(value, wide)
     odd = builder.and_(builder.lshr(bits, splat_int(wide, 16)), splat_int(wide, 1))
     rounded = builder.add(bits, builder.add(odd, splat_int(wide, 0x7FFF)))
-    quiet = builder.or_(bits, splat_int(wide, 0x400000))
-    kept = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+    kept = builder.select(builder.fcmp_unordered("uno", value, value), bits, rounded)
     return builder.trunc(builder.lshr(kept, splat_int(wide, 16)), llvm_vector(vector, I16))
 
 
@@ -234,8 +236,16 @@ def stream(typingctx, ptr, index, value):
 
     def codegen(context, builder, sig, args):
         raw = narrow(builder, args[2], vector)
+        size = _align(element) * vector.lanes
+        if element == I16:
+            # LLVM streams neither halves nor what it can narrow and store in one instruction: it must see plain floats
+            floats = ir.VectorType(F32, size // 4)
+            fence = ir.FunctionType(floats, [floats])
+            name = f"llvm.arithmetic.fence.v{size // 4}f32"
+            fence = cgutils.get_or_insert_function(builder.module, fence, name)
+            raw = builder.call(fence, [builder.bitcast(raw, floats)])
         place = builder.bitcast(_address(builder, args[0], element, args[1]), raw.type.as_pointer())
-        done = builder.store(raw, place, align=_align(element) * vector.lanes)
+        done = builder.store(raw, place, align=size)
         done.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
         return context.get_dummy_value()
 
