@@ -15,6 +15,7 @@ from . import _schedule
 from ._arrays import flat
 from ._dtypes import STORED
 from ._problem import Problem, operand, output, parameter, problem, statistics
+from ._recycling import LEAST_BYTES, array_like
 from .kernels.geometry import CHANNELS_LAST, FIELDS
 
 __all__ = ["backward", "forget_plans", "forward"]
@@ -29,6 +30,7 @@ class Plan(NamedTuple):
     """What is the same for all calls of one kind."""
 
     kernel: Callable[..., None]
+    array_like: Callable[[Array], Array]  # makes the result where none is given
     dims: Array
     eps: float
     groups: tuple[int, int]  # N, G
@@ -62,7 +64,7 @@ def forward(
             key = ("forward", eps, *key)
             plan = _plans.get(key)
             if plan is not None:
-                y = np.empty_like(x) if out is None else out
+                y = plan.array_like(x) if out is None else out
                 nothing = plan.nothing
                 work = np.empty(plan.work)
                 plan.kernel(
@@ -75,7 +77,7 @@ def forward(
     p = problem(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
-    y = np.empty_like(x, dtype=p.x.dtype, subok=False) if out is None else output(out, p)
+    y = array_like(x, p.x.dtype) if out is None else output(out, p)
     if p.size == 0:
         return (y if out is None else out), np.zeros((p.N, p.G)), np.zeros((p.N, p.G))
     target, w, b = _target(y, p, w, b, (p.x, s, r))
@@ -114,7 +116,7 @@ def backward(
             key = ("backward", dy.shape, dy.strides, dy.dtype, mean.shape, mean.dtype, rstd.shape, rstd.dtype, *key)
             plan = _plans.get(key)
             if plan is not None:
-                dx = np.empty_like(x) if out is None else out
+                dx = plan.array_like(x) if out is None else out
                 nothing = plan.nothing
                 sums = np.empty(plan.sums)
                 plan.kernel(
@@ -133,7 +135,7 @@ def backward(
     if g is None:
         raise TypeError("dy must be a numpy.ndarray, got None")
     m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
-    dx = np.empty_like(x, dtype=p.x.dtype, subok=False) if out is None else output(out, p)
+    dx = array_like(x, p.x.dtype) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
     sums = np.zeros((2 * p.N, p.C))
     if p.size:
@@ -228,7 +230,8 @@ def _given(parameter: Any, default: Array) -> Array:
 
 def _plan(kernel: Callable[..., None], p: Problem, share: dict[str, int], dims: Array, work: int) -> Plan:
     return Plan(
-        kernel, dims, p.eps, (p.N, p.G), p.dtype.storage, _flat(None, p), _values(None, p, 1.0), _values(None, p, 0.0),
+        kernel, np.empty_like if p.x.nbytes < LEAST_BYTES else array_like, dims, p.eps, (p.N, p.G), p.dtype.storage,
+        _flat(None, p), _values(None, p, 1.0), _values(None, p, 0.0),
         (share["PARTS"] * 2 * p.N, p.C), work, share["SLOTS"] * share["SLOT"],
     )  # fmt: skip
 

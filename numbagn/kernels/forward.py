@@ -154,9 +154,7 @@ def write_channels(
                 px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, None, h, h_skip, v_scale, v_shift, act, past
             )
         else:
-            write_vector(
-                px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count, h, h_skip, v_scale, v_shift, act, 0
-            )
+            write_vector(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count, h, h_skip, v_scale, v_shift, act, 0)
         i += count
 
 
@@ -263,7 +261,12 @@ def sum_column(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, p
 def sum_columns(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, pitch):
     """`sum_column` for two whole vectors side by side."""
     c1 = c + lanes(px)
-    k0, k1, j0, j1 = load(slot, c, None), load(slot, c1, None), load(slot, pitch + c, None), load(slot, pitch + c1, None)
+    k0, k1, j0, j1 = (
+        load(slot, c, None),
+        load(slot, c1, None),
+        load(slot, pitch + c, None),
+        load(slot, pitch + c1, None),
+    )
     s0 = splat(px, 0.0)
     q0, s1, q1 = s0, s0, s0
     for _ in range(rows):
