@@ -45,6 +45,8 @@ CASE_NAMES = tuple(case.name for case in CASES)
 
 # One of each kind of work: call overhead, cache-sized, many small groups, larger than the caches, odd width, batch.
 REPRESENTATIVE = ("small-8", "diffusion-64", "diffusion-16", "vae-256", "detection", "resnet-56")
+# For variants that differ from another in one thing only: in the caches, and beyond them.
+FEW = ("diffusion-16", "diffusion-64", "vae-256")
 QUICK = ("pixel", "odd-7x7", "small-16", "diffusion-16", "diffusion-64")
 
 
@@ -64,10 +66,15 @@ VARIANTS = (
     Variant("float16", dtype="float16"),
     Variant("bfloat16", dtype="bfloat16"),
     Variant("float64", dtype="float64"),
+    Variant("float16-channels-last", dtype="float16", layout="NHWC", cases=FEW),
+    Variant("bfloat16-channels-last", dtype="bfloat16", layout="NHWC", cases=FEW),
+    Variant("float64-channels-last", dtype="float64", layout="NHWC", cases=FEW),
     Variant("silu", activation="silu"),
     Variant("relu", activation="relu"),
     Variant("backward", direction="backward"),
     Variant("backward-channels-last", direction="backward", layout="NHWC"),
+    Variant("backward-float16", direction="backward", dtype="float16", cases=FEW),
+    Variant("backward-bfloat16", direction="backward", dtype="bfloat16", cases=FEW),
 )
 
 VARIANT_NAMES = tuple(variant.name for variant in VARIANTS)

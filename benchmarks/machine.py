@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from numbagn._schedule import cache_bytes
+
 
 def describe_machine() -> str:
     """Such as "AMD EPYC (family 25 model 17), 2 cores, AVX-512, 32 MiB last-level cache"."""
@@ -16,9 +18,8 @@ def describe_machine() -> str:
     parts = [name, f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"]
     flags = fields.get("flags", "").split()
     parts += [label for flag, label in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags][:1]
-    cache = _last_level_cache_kib()
-    if cache:
-        parts.append(f"{cache // 1024} MiB last-level cache")
+    if cache_bytes():
+        parts.append(f"{cache_bytes() >> 20} MiB last-level cache")
     return ", ".join(parts)
 
 
@@ -40,8 +41,3 @@ def _first_processor() -> dict[str, str]:
         return {}
     lines = info.read_text().split("\n\n")[0].splitlines()
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def _last_level_cache_kib() -> int:
-    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    return max((int(size[:-1]) for size in sizes if size.endswith("K")), default=0)

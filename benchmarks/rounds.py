@@ -1,8 +1,9 @@
 """Timing in rounds: every contestant has one turn a round, in an order shuffled anew each round.
 
 What one must know of a machine to trust a figure: speeds drift within seconds, worker pools keep spinning after their
-call and slow down whoever comes next, and another program may hold a core. So the contestants share every round, each
-turn begins with a rest, and turns in which a thread waited for a core are set aside.
+call and slow down whoever comes next, threads that were asleep may all wake up on one core and stay there for some
+milliseconds, and another program may hold a core. So the contestants share every round, each turn begins with a rest
+and, with several threads, with calls that are not timed, and turns in which a thread waited for a core are set aside.
 """
 
 import gc
@@ -19,6 +20,8 @@ TURN_SECONDS = 2e-3
 # ONNX Runtime's and OpenMP's pools spin for several milliseconds into the next turn; on one thread nobody spins.
 REST_SECONDS = {1: 1e-3}
 REST_SECONDS_PARALLEL = 12e-3
+# With several threads: until the system has spread them over the cores (8 ms here).
+WARM_SECONDS_PARALLEL = 15e-3
 # Longer calls work on arrays larger than the caches: a call before the turn would warm nothing and cost much.
 WARM_BELOW_SECONDS = 2e-2
 WAITED_SHARE = 0.1
@@ -69,8 +72,9 @@ def measure(contestants: list[Turns], threads: int, budget_seconds: float, fewes
     """Add turns to every contestant, for as many rounds as the budget allows."""
     rng = np.random.default_rng(seed)
     rest = REST_SECONDS.get(threads, REST_SECONDS_PARALLEL)
+    warm = 0.0 if threads == 1 else WARM_SECONDS_PARALLEL
     slow = [c.calls * c.estimate > SLOW_SHARE * budget_seconds for c in contestants]
-    round_seconds = sum(rest + 1.5 * c.calls * c.estimate for c in contestants)
+    round_seconds = sum(rest + warm + 1.5 * c.calls * c.estimate for c in contestants)
     rounds = min(MOST_ROUNDS, max(fewest_rounds, int(budget_seconds / round_seconds)))
     gc.collect()
     gc.disable()
@@ -80,14 +84,17 @@ def measure(contestants: list[Turns], threads: int, budget_seconds: float, fewes
                 if slow[index] and number % 2:
                     continue
                 time.sleep(rest)
-                _turn(contestants[index])
+                _turn(contestants[index], warm)
     finally:
         gc.enable()
 
 
-def _turn(turns: Turns) -> None:
+def _turn(turns: Turns, warm_seconds: float) -> None:
     if turns.estimate < WARM_BELOW_SECONDS:
+        until = time.perf_counter() + warm_seconds
         turns.call()
+        while time.perf_counter() < until:
+            turns.call()
     waited, cpu, begin = _waited_seconds(), time.process_time(), time.perf_counter()
     seconds = _timed(turns)
     # process_time covers all threads: about 2.0 where two of them worked, spinning included.

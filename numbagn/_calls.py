@@ -35,10 +35,11 @@ class Plan(NamedTuple):
     eps: float
     groups: tuple[int, int]  # N, G
     storage: np.dtype[Any]
+    plain: bool  # x and the result lie in memory in the order of their axes
+    direct: bool  # the kernel takes the parameters as they are
     nothing: Array  # stands for an operand that is not given
     weight: Array  # stand for parameters that are not given
     bias: Array
-    sums: tuple[int, int]  # backward: 2 * PARTS * N, C
     work: int  # sizes of what is allocated for each call
     scratch: int
 
@@ -59,20 +60,19 @@ def forward(
     """(y, mean, rstd) of `numbagn.group_norm_forward`; mean and rstd are None unless asked for."""
     key = None
     if skip is None and residual is None and type(eps) is float:
-        key = _key(x, num_groups, weight, bias, channel_axis, activation, (out, x, weight, bias))
-        if key is not None:
-            key = ("forward", eps, *key)
-            plan = _plans.get(key)
-            if plan is not None:
-                y = plan.array_like(x) if out is None else out
-                nothing = plan.nothing
-                work = np.empty(plan.work)
-                plan.kernel(
-                    plan.dims, plan.eps, flat(x, plan.storage), nothing, nothing, flat(y, plan.storage),
-                    _given(weight, plan.weight), _given(bias, plan.bias), work,
-                    np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
-                )  # fmt: skip
-                return (y, *_statistics(work, plan.groups)) if with_statistics else (y, None, None)
+        key = _key(eps, x, num_groups, weight, bias, channel_axis, activation, out)
+        plan = _plans.get(key) if key is not None else None
+        if plan is not None:
+            y = plan.array_like(x) if out is None else out
+            work, nothing = np.empty(plan.work), plan.nothing
+            plan.kernel(
+                plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), nothing, nothing,
+                y.reshape(-1) if plan.plain else flat(y, plan.storage),
+                plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
+                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), work,
+                np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
+            )  # fmt: skip
+            return (y, *_statistics(work, plan.groups)) if with_statistics else (y, None, None)
 
     p = problem(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
@@ -98,7 +98,7 @@ def forward(
     if target is not y:
         np.copyto(y, target)
     elif key is not None and p.x is x:
-        _remember(key, _plan(kernel, p, share, dims, work.size))
+        _remember(key, _plan(kernel, p, share, dims, work.size, y, weight, bias))
     return (y if out is None else out, *_statistics(work, (p.N, p.G)))
 
 
@@ -109,24 +109,23 @@ def backward(
     """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
     key = None
     if skip is None and residual is None and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
-        key = _key(x, num_groups, weight, bias, channel_axis, activation, (out, x, weight, bias, dy, mean, rstd))
-        if key is not None and not (dy.flags.aligned and dy.dtype == x.dtype):
-            key = None
-        if key is not None:
-            key = ("backward", dy.shape, dy.strides, dy.dtype, mean.shape, mean.dtype, rstd.shape, rstd.dtype, *key)
-            plan = _plans.get(key)
-            if plan is not None:
-                dx = plan.array_like(x) if out is None else out
-                nothing = plan.nothing
-                sums = np.empty(plan.sums)
-                plan.kernel(
-                    plan.dims, flat(dy, plan.storage), flat(x, plan.storage), nothing, nothing, flat(dx, plan.storage),
-                    nothing, _given(weight, plan.weight), _given(bias, plan.bias), mean.reshape(-1), rstd.reshape(-1),
-                    sums.reshape(-1), np.empty(plan.work),
-                    np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
-                )  # fmt: skip
-                n = plan.groups[0]
-                return dx, *_parameter_gradients(sums[:n], sums[n : 2 * n], weight, bias, nothing.dtype)
+        if dy.flags.aligned and dy.dtype == x.dtype:
+            kind = dy.shape, dy.strides, mean.shape, mean.dtype, rstd.shape, rstd.dtype
+            key = _key(kind, x, num_groups, weight, bias, channel_axis, activation, out, dy, mean, rstd)
+        plan = _plans.get(key) if key is not None else None
+        if plan is not None:
+            dx = plan.array_like(x) if out is None else out
+            nothing = plan.nothing
+            work, gradients = np.empty(plan.work), np.empty(2 * x.shape[channel_axis], nothing.dtype)
+            plan.kernel(
+                plan.dims, flat(dy, plan.storage), x.reshape(-1) if plan.plain else flat(x, plan.storage), nothing,
+                nothing, dx.reshape(-1) if plan.plain else flat(dx, plan.storage), nothing,
+                plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
+                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
+                mean.reshape(-1), rstd.reshape(-1), work, gradients,
+                np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
+            )  # fmt: skip
+            return dx, *_parameter_gradients(work, gradients, plan.groups[0], weight, bias)
 
     p = problem(x, num_groups, 0.0, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
@@ -137,18 +136,16 @@ def backward(
     m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
     dx = array_like(x, p.x.dtype) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
-    sums = np.zeros((2 * p.N, p.C))
+    work, gradients = np.zeros(2 * p.N * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
     if p.size:
         target, w, b = _target(dx, p, w, b, (p.x, g, s, r), m, rs)
         arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
         share = _share("backward", p, **arrays)
         dims = _dims(p, share, w, b, **arrays)
-        sums = np.empty((share["PARTS"] * 2 * p.N, p.C))
-        block = np.empty(3 * p.N * p.G)
+        work = np.empty(2 * share["PARTS"] * p.N * p.C + 3 * p.N * p.G + 2 * p.C)
         kernel_arguments = (
             dims, _flat(g, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _flat(dr, p),
-            _values(w, p, 1.0), _values(b, p, 0.0), m.reshape(-1), rs.reshape(-1), sums.reshape(-1),
-            block, _scratch(p, share),
+            _values(w, p, 1.0), _values(b, p, 0.0), m.reshape(-1), rs.reshape(-1), work, gradients, _scratch(p, share),
         )  # fmt: skip
         from .kernels.backward import backward_kernel
 
@@ -160,19 +157,15 @@ def backward(
         if target is not dx:
             np.copyto(dx, target)
         elif key is not None and all(a is b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
-            _remember(key, _plan(kernel, p, share, dims, block.size))
-    gradients = _parameter_gradients(sums[: p.N], sums[p.N : 2 * p.N], weight, bias, p.dtype.accumulator)
+            _remember(key, _plan(kernel, p, share, dims, work.size, dx, weight, bias))
+    results = (dx if out is None else out, *_parameter_gradients(work, gradients, p.N, weight, bias))
     if dr is None:
-        return (dx if out is None else out, *gradients)
+        return results
     with np.errstate(all="ignore"):
-        return (dx if out is None else out, *gradients, dr.astype(residual.dtype.newbyteorder("="), copy=False))
+        return (*results, dr.astype(residual.dtype.newbyteorder("="), copy=False))
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
-
-
-# Where x and dy, which out may be, stand among the arrays given to `_key`.
-X, DY = 1, 4
 
 
 def _ordinary(array: Any) -> bool:
@@ -181,40 +174,39 @@ def _ordinary(array: Any) -> bool:
 
 
 def _key(
-    x: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any, arrays: tuple[Any, ...]
-) -> tuple[Any, ...] | None:
-    """What a plan depends on, or None where there can be none; `arrays` are out, then all that it must not overlap.
+    kind: Any, x: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any, out: Any,
+    dy: Any = None, *others: Any,
+) -> tuple[Any, ...] | None:  # fmt: skip
+    """What a plan depends on, or None where there can be none.
 
     Types are checked where values of another type would be equal (4.0, True).
     """
-    if type(x) is not ndarray or type(num_groups) is not int or type(channel_axis) is not int:
+    if type(x) is not ndarray or type(num_groups) is not int or type(channel_axis) is not int or not x.flags.aligned:
         return None
-    if not (activation is None or type(activation) is str):
+    if activation is not None and type(activation) is not str:
         return None
-    w = b = o = None
+    w_shape = w_dtype = b_shape = b_dtype = target = None
     if weight is not None:
-        if not _ordinary(weight):
+        if type(weight) is not ndarray or not weight.flags.carray:
             return None
-        w = weight.shape, weight.dtype
+        w_shape, w_dtype = weight.shape, weight.dtype
     if bias is not None:
-        if not _ordinary(bias):
+        if type(bias) is not ndarray or not bias.flags.carray:
             return None
-        b = bias.shape, bias.dtype
-    out = arrays[0]
-    if out is None:
-        if not x.flags.aligned:
+        b_shape, b_dtype = bias.shape, bias.dtype
+    if out is not None:
+        if not _ordinary(out):
             return None
-    else:
-        if not (_ordinary(out) and x.flags.aligned):
-            return None
-        in_place = 0
-        for i, other in enumerate(arrays):
-            if i in (X, DY) and other is out:
-                in_place = i
-            elif i and other is not None and np.may_share_memory(out, other):
+        for other in (x, dy, weight, bias, *others):
+            # two arrays without a base have memory of their own: cheaper to know than `may_share_memory`
+            alone = other is None or (out.base is None and other.base is None and other is not out)
+            if not (alone or ((other is x or other is dy) and other is out)) and np.may_share_memory(out, other):
                 return None
-        o = out.shape, out.strides, out.dtype, in_place
-    return x.shape, x.strides, x.dtype, num_groups, channel_axis, activation, w, b, o
+        target = out.shape, out.strides, out.dtype, out is x, out is dy
+    return (
+        kind, x.shape, x.strides, x.dtype, num_groups, channel_axis, activation, w_shape, w_dtype, b_shape, b_dtype,
+        target,
+    )  # fmt: skip
 
 
 def _given(parameter: Any, default: Array) -> Array:
@@ -228,11 +220,16 @@ def _given(parameter: Any, default: Array) -> Array:
     return values
 
 
-def _plan(kernel: Callable[..., None], p: Problem, share: dict[str, int], dims: Array, work: int) -> Plan:
+def _plan(
+    kernel: Callable[..., None], p: Problem, share: dict[str, int], dims: Array, work: int, y: Array,
+    *parameters: Array | None,
+) -> Plan:  # fmt: skip
+    given = [v for v in parameters if v is not None]
     return Plan(
         kernel, np.empty_like if p.x.nbytes < LEAST_BYTES else array_like, dims, p.eps, (p.N, p.G), p.dtype.storage,
-        _flat(None, p), _values(None, p, 1.0), _values(None, p, 0.0),
-        (share["PARTS"] * 2 * p.N, p.C), work, share["SLOTS"] * share["SLOT"],
+        bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
+        all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
+        _flat(None, p), _values(None, p, 1.0), _values(None, p, 0.0), work, share["SLOTS"] * share["SLOT"],
     )  # fmt: skip
 
 
@@ -340,12 +337,19 @@ def _dims(
     return np.array([values.get(field, 0) for field in FIELDS], np.int64)
 
 
-def _parameter_gradients(dz: Array, dz_x_hat: Array, weight: Any, bias: Any, accumulator: np.dtype[Any]) -> list[Array]:
-    """dweight and dbias: the sums (N, C) of dz * x_hat and of dz, brought to the parameters' shapes and dtypes."""
-    gradients = []
-    with np.errstate(all="ignore"):
-        for sums, parameter in ((dz_x_hat, weight), (dz, bias)):
-            dtype = accumulator if parameter is None else parameter.dtype.newbyteorder("=")
-            total = sums if parameter is not None and parameter.ndim == 2 else sums.sum(axis=0)
-            gradients.append(total.astype(dtype))
-    return gradients
+def _parameter_gradients(work: Array, gradients: Array, N: int, weight: Any, bias: Any) -> list[Array]:
+    """dweight and dbias in the parameters' shapes and dtypes.
+
+    The kernel leaves the sums (N, C) of dz and of dz * x_hat at the beginning of its work, and what they are over all
+    samples, in the accumulator's dtype, in `gradients`.
+    """
+    C = gradients.size // 2
+    results = []
+    for row, given in ((1, weight), (0, bias)):
+        total = gradients[row * C : (row + 1) * C]
+        if given is not None and (given.ndim == 2 or given.dtype != total.dtype):
+            sums = work[row * N * C : (row + 1) * N * C].reshape(N, C)
+            with np.errstate(all="ignore"):
+                total = (sums if given.ndim == 2 else sums.sum(axis=0)).astype(given.dtype.newbyteorder("="))
+        results.append(total)
+    return results

@@ -13,7 +13,7 @@ import numpy as np
 
 from ._arrays import as_array, float_row
 from ._dtypes import Dtype
-from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST
+from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, FEW_CHANNELS
 
 __all__ = ["Problem", "operand", "output", "parameter", "problem", "statistics"]
 
@@ -96,7 +96,7 @@ def steps_in(
     """(sample step, row step) in elements, if the strides (bytes) are those of the layout; row step 0 where unused.
 
     Channels first: positions next to each other, channels one after the other. Channels last: channels next to each
-    other, positions in rows at least C apart. Samples lie anywhere.
+    other, positions C apart, or more where channels are FEW_CHANNELS or more. Samples lie anywhere.
     """
     if any(stride % itemsize for stride in strides):
         return None
@@ -115,7 +115,8 @@ def steps_in(
     if layout == CHANNELS_FIRST:
         fits = (positions == 1 or position_step == 1) and (channels == 1 or channel_step == positions)
         return (sample_step, 0) if fits else None
-    fits = (channels == 1 or channel_step == 1) and (positions == 1 or position_step >= channels)
+    gaps = position_step >= channels >= FEW_CHANNELS
+    fits = (channels == 1 or channel_step == 1) and (positions == 1 or position_step == channels or gaps)
     return (sample_step, position_step) if fits else None
 
 

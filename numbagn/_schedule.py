@@ -5,12 +5,12 @@ follow from the shape alone, so that the bits of a result do; whether the blocks
 whole or in phases, changes only the time.
 """
 
-import os
 from contextlib import suppress
 from functools import lru_cache
 from math import gcd
+from pathlib import Path
 
-from .kernels.geometry import CHANNELS_LAST
+from .kernels.geometry import CHANNELS_LAST, FEW_CHANNELS
 
 __all__ = ["backward", "forward", "threads"]
 
@@ -20,11 +20,12 @@ PART_ELEMENTS = 32768
 # Channels last: positions of a part, so many that clearing and folding its sums is a small part of the work; backward
 # more, since there the sums of a part are two of each channel, not of each group.
 PART_POSITIONS, BACKWARD_PART_POSITIONS = 64, 256
-# Channels last: values that a row of the loops has at least (fewer cost in loop overhead), and channels up to which
-# several positions are taken together where one is not whole vectors (from 64 on, the last vector wastes little).
-ROW_VALUES, ODD_CHANNELS = 128, 64
-# Bytes read from which a second thread pays: entering a parallel region costs about 5 us (omp).
-PARALLEL_BYTES = 1 << 17
+# Channels last, values that a row of the loops has at least where channels are few: fewer cost in loop overhead.
+ROW_VALUES = 128
+# Bytes read from which a second thread pays, a block (the float64 work of its statistics) counted as UNIT_BYTES more. A
+# second thread gains 4 % at 128 KiB, 15 % at 256 KiB, 35 % at 512 KiB (omp); but threads that have gone to sleep take 5
+# to 60 us to wake, and milliseconds where the system wakes them on the caller's core.
+PARALLEL_BYTES, UNIT_BYTES = 1 << 18, 1 << 9
 # Bytes of a result from which it is stored past the caches, which saves reading its lines first but gives up what they
 # could hold; as shares of the last-level cache, and with a ceiling where a processor tells of a huge one that it shares
 # with others. Time against ordinary stores, out=:
@@ -37,7 +38,7 @@ PARALLEL_BYTES = 1 << 17
 FORWARD_PAST_SHARE, FORWARD_PAST_SHARE_PARALLEL, BACKWARD_PAST_SHARE = 9 / 32, 20 / 32, 7 / 32
 FORWARD_PAST_CEILING, BACKWARD_PAST_CEILING = 24 << 20, 12 << 20
 # The last-level cache where the system does not tell.
-CACHE_BYTES = 32 << 20
+USUAL_CACHE_BYTES = 32 << 20
 # Tasks for each thread: where the layer shares them out as threads become free, the last to finish waits less.
 TASKS_PER_THREAD = 4
 # Tables of scratch, each PITCH values for a task: see the kernels.
@@ -54,12 +55,12 @@ def threads() -> int:
 
 @lru_cache(maxsize=1)
 def cache_bytes() -> int:
-    """The size of the last-level cache."""
+    """The size of the last-level cache; 0 where the system does not tell."""
     sizes = [0]
-    for level in (2, 3, 4):
-        with suppress(AttributeError, ValueError, OSError):  # not every system has the function, or knows the name
-            sizes.append(os.sysconf(f"SC_LEVEL{level}_CACHE_SIZE"))
-    return max(sizes) if max(sizes) > 0 else CACHE_BYTES
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with suppress(OSError, ValueError):
+            sizes.append(int(file.read_text().strip().removesuffix("K")) << 10)
+    return max(sizes)
 
 
 def _parts(total: int, part: int) -> tuple[int, int]:
@@ -74,11 +75,10 @@ def _width(itemsize: int) -> int:
 
 
 def _rows(C: int, S: int, width: int, dense: bool, positions: int) -> dict[str, int]:
-    """Channels last: rows of whole vectors where that is possible, and parts of whole rows."""
+    """Channels last: rows of whole vectors where channels are few, and parts of whole rows."""
     together = 1
-    if dense:
-        if C < ODD_CHANNELS:
-            together = width // gcd(C, width)
+    if C < FEW_CHANNELS:  # of more, the last vector of a row wastes little if it is not whole
+        together = width // gcd(C, width)
         together *= max(1, ROW_VALUES // (together * C))
     rows, parts = _parts(-(-S // together), max(positions, PART_ELEMENTS // C) // together or 1)
     row = together * C
@@ -93,11 +93,11 @@ def _elements(C: int, S: int, width: int) -> int:
     return -(-C * S // width) * width if 1 < S < width else 0
 
 
-def _shared(units: int, steps: int, nbytes: int, lanes: int) -> dict[str, int]:
+def _shared(units: int, steps: int, nbytes: int, lanes: int, indivisible: bool = False) -> dict[str, int]:
     """Parallel or not, and if so over whole blocks or in phases over parts of them."""
-    parallel = nbytes >= PARALLEL_BYTES and lanes > 1 and steps > 1
+    parallel = nbytes + UNIT_BYTES * units >= PARALLEL_BYTES and lanes > 1 and steps > 1
     # whole blocks keep a block in its thread's cache; phases share out what is too few or uneven in blocks
-    whole = not parallel or (units >= lanes and (units % lanes == 0 or units >= 4 * lanes))
+    whole = not parallel or indivisible or (units >= lanes and (units % lanes == 0 or units >= 4 * lanes))
     return {
         "PARALLEL": int(parallel),
         "FIRST": 0 if whole else 1,
@@ -107,7 +107,7 @@ def _shared(units: int, steps: int, nbytes: int, lanes: int) -> dict[str, int]:
 
 
 def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool, lanes: int) -> dict[str, int]:
-    """Shares of the forward pass; `dense`: no gaps between positions, `lanes`: the number of threads."""
+    """Shares of the forward pass; `dense`: no array has gaps between positions, `lanes`: the number of threads."""
     size, width = C // G * S, _width(itemsize)
     if layout == CHANNELS_LAST:
         work = {"UNITS": N} | _rows(C, S, width, dense, PART_POSITIONS)
@@ -120,9 +120,11 @@ def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: b
             "PITCH": pitch, "SLOT": TABLES_FIRST * pitch,
         }  # fmt: skip
     nbytes = N * C * S * itemsize
-    share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], nbytes, lanes)
+    # blocks of one vector have a loop of their own
+    indivisible = layout != CHANNELS_LAST and max(size, S + 1) <= width
+    share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], nbytes, lanes, indivisible)
     part_of_cache = FORWARD_PAST_SHARE_PARALLEL if share["PARALLEL"] else FORWARD_PAST_SHARE
-    past = nbytes >= min(part_of_cache * cache_bytes(), FORWARD_PAST_CEILING)
+    past = nbytes >= min(part_of_cache * (cache_bytes() or USUAL_CACHE_BYTES), FORWARD_PAST_CEILING)
     return work | share | {"PAST": int(past)}
 
 
@@ -142,5 +144,5 @@ def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: 
         }  # fmt: skip
     nbytes = N * C * S * itemsize
     share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes, lanes)
-    past = nbytes >= min(BACKWARD_PAST_SHARE * cache_bytes(), BACKWARD_PAST_CEILING)
+    past = nbytes >= min(BACKWARD_PAST_SHARE * (cache_bytes() or USUAL_CACHE_BYTES), BACKWARD_PAST_CEILING)
     return work | share | {"PAST": int(past)}

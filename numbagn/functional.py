@@ -27,8 +27,8 @@ def group_norm(
     x : (N, C, ...) ndarray of float16, bfloat16, float32 or float64
         The samples. Axis 0 is the batch, `channel_axis` the channels, all others are positions. Any strides and byte
         order; memory is not copied while samples, channels and positions lie densely in channels-first or channels-last
-        order (slices along the batch, and channels-last slices along the channels, are dense enough). A memory map is
-        read in place.
+        order (slices along the batch, and channels-last slices of 64 channels or more, are dense enough). A memory map
+        is read in place.
     num_groups : int
         The number of groups G, a divisor of C: 1 is layer norm over channels and positions, C is instance norm.
     weight, bias : (C,) or (N, C) ndarray, optional

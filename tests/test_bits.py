@@ -3,13 +3,13 @@
 import numba
 import numpy as np
 import pytest
-from cases import LAYOUTS, in_layout, normal, same_bits
+from cases import LAYOUTS, SHAPES, close, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _calls, _schedule
+from numbagn import _calls, _schedule, reference
 
 # whole blocks; one block in many parts; few uneven blocks; single positions
-SHAPES = (((6, 24, 9, 11), 4), ((1, 4, 190, 210), 1), ((3, 10, 64, 65), 2), ((40, 48, 1), 6))
+SCHEDULED = (((6, 24, 9, 11), 4), ((1, 4, 190, 210), 1), ((3, 10, 64, 65), 2), ((40, 48, 1), 6))
 
 
 def run(x, dy, skip, groups, weight, bias):
@@ -51,7 +51,7 @@ def schedules(monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_bits_for_any_threads_and_schedule(rng, schedules, layout, dtype):
-    for shape, groups in SHAPES:
+    for shape, groups in SCHEDULED:
         x, dy, skip = (in_layout(normal(rng, shape, dtype, offset=3.0), layout) for _ in range(3))
         weight, bias = normal(rng, shape[1], np.float32), normal(rng, shape[:2], np.float32)
         first = None
@@ -98,7 +98,7 @@ def test_same_bits_past_the_caches_at_any_alignment(rng, monkeypatch, layout, dt
     x, dy = (in_layout(normal(rng, shape, dtype), layout) for _ in range(2))
     _, mean, rstd = numbagn.group_norm_forward(x, 3)
     want, dx = numbagn.group_norm(x, 3), numbagn.group_norm_backward(dy, x, mean, rstd, 3)[0]
-    for name in ("FORWARD_PAST_BYTES", "FORWARD_PAST_BYTES_PARALLEL", "BACKWARD_PAST_BYTES"):
+    for name in ("FORWARD_PAST_CEILING", "BACKWARD_PAST_CEILING"):
         monkeypatch.setattr(_schedule, name, 0)
     _calls.forget_plans()
     try:
@@ -131,3 +131,37 @@ def test_numba_settings_are_left_alone(rng):
     before = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS, numba.config.THREADING_LAYER
     numbagn.group_norm(normal(rng, (4, 32, 40, 41), np.float32), 8)
     assert (numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS, numba.config.THREADING_LAYER) == before
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("elements", "positions"), [(16, 1), (50, 3), (1 << 20, 1 << 20)])
+def test_any_parts_give_right_numbers_and_the_same_bits_serial_or_parallel(
+    rng, monkeypatch, layout, elements, positions
+):
+    """Every path on small and odd shapes: many parts or one, streamed or not, whole blocks or phases."""
+    monkeypatch.setattr(_schedule, "PART_ELEMENTS", elements)
+    for name in ("PART_POSITIONS", "BACKWARD_PART_POSITIONS"):
+        monkeypatch.setattr(_schedule, name, positions)
+    cases = [SHAPES[name] for name in ("below_a_vector", "five_channels_a_group", "vector_multiples", "wide_rows")]
+    cases += [((1, 70, 5, 5), 10), ((3, 3, 17, 19), 1), ((40, 6, 5), 2)]
+    try:
+        for shape, groups in cases:
+            x, dy = (in_layout(normal(rng, shape, np.float32), layout) for _ in range(2))
+            w, b = normal(rng, shape[1], np.float32), normal(rng, shape[1], np.float32)
+            seen = []
+            for parallel, ceiling in ((1 << 62, 1 << 40), (0, 1 << 40), (0, 0)):
+                monkeypatch.setattr(_schedule, "PARALLEL_BYTES", parallel)
+                for name in ("FORWARD_PAST_CEILING", "BACKWARD_PAST_CEILING"):
+                    monkeypatch.setattr(_schedule, name, ceiling)
+                _calls.forget_plans()
+                y, mean, rstd = numbagn.group_norm_forward(x, groups, w, b, activation="silu")
+                seen.append([y, *numbagn.group_norm_backward(dy, x, mean, rstd, groups, w, b, activation="silu")])
+            want = reference.group_norm(x, groups, w, b, activation="silu")[0]
+            gradients = reference.group_norm_backward(dy, x, groups, w, b, activation="silu")[:3]
+            close(seen[0][0], want, 2e-6)
+            for got, exact in zip(seen[0][1:], gradients, strict=True):
+                assert np.abs(got - exact).max() <= 1e-5 * np.abs(exact).max()
+            for others in seen[1:]:
+                assert all(map(same_bits, seen[0], others)), shape
+    finally:
+        _calls.forget_plans()

@@ -107,12 +107,14 @@ def strided(rng):
     records = np.zeros((3, 8, 6, 10), [("other", np.int8), ("x", np.float32)])
     records["x"] = base[:3, :8, :6, :10]
     yield "field of records", records["x"]
+    wide = np.asarray(rng.standard_normal((3, 6, 10, 90)), np.float32)[..., 7:79]
+    yield "slice of many channels last", np.moveaxis(wide, -1, 1)
     yield "big-endian", base[:3, :8, :6, :10].astype(">f4")
 
 
 def test_any_strides_give_the_same_numbers(rng):
-    w, b = normal(rng, 8, np.float32), normal(rng, 8, np.float32)
     for name, x in strided(rng):
+        w, b = normal(rng, x.shape[1], np.float32), normal(rng, x.shape[1], np.float32)
         before = x.tobytes()
         y = numbagn.group_norm(x, 4, w, b, activation="relu")
         close(y, reference.group_norm(x, 4, w, b, activation="relu")[0], 2e-6)

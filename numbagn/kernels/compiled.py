@@ -52,7 +52,10 @@ overload(slope)(_chosen_by_code(1, lambda z, activation: 1.0))
 
 # ------------------------------------------------------------------------------------------------------ entry points
 
-SOURCES = ("compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "forward", "backward")
+SOURCES = (
+    "compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "results", "tables", "forward",
+    "forward_first", "forward_last", "backward", "backward_first", "backward_last",
+)  # fmt: skip
 
 
 @functools.cache

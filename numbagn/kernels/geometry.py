@@ -4,8 +4,8 @@ Sizes: N samples of C channels in G groups, D = C / G channels a group, S positi
 (channels first: one group of one sample; channels last: one sample), each summed in SUMS steps over PARTS parts of PART
 elements (channels last: positions) and written in PIECES pieces of at most RUN elements (positions). FIRST and LAST
 bound the phases, SLOTS the tasks that run at once; a task owns SLOT values of scratch, tables of PITCH. Where PAST is
-not 0, long runs of y or dx are stored past the caches. Channels last, where DENSE is not 0, positions follow each other
-without gaps, and the loops take several of them together as a row of ROW values: a whole number of vectors.
+not 0, long runs of y or dx are stored past the caches. Channels last the loops take several positions together where
+channels are fewer than FEW_CHANNELS, as a row of ROW values; DENSE is not 0 where no array has gaps between positions.
 Strides count elements: `_N` from sample to sample, `_R` (channels last) from position to position, `_C` from channel to
 channel of a parameter (0: the same value for all).
 """
@@ -28,6 +28,9 @@ FIELDS = (
 
 # The memory layouts that have loops of their own.
 CHANNELS_FIRST, CHANNELS_LAST = 0, 1
+
+# Channels last, fewer than these must lie without gaps from position to position.
+FEW_CHANNELS = 64
 
 # The phases: a whole block at once, or every block's parts, then every block's statistics, then every block's pieces.
 WHOLE, SUM, SETTLE, WRITE = range(4)

@@ -167,3 +167,10 @@ def centred(px, ps, ix, i_skip, count, half_shift, half_shift_skip):
     if present(ps):
         d = d + half_difference(load(ps, i_skip, count), half_shift_skip)
     return d
+
+
+@device
+def coefficients(px, ps, k, mean, lost, rstd):
+    """(-K / 2, the same of skip, 2 * rstd, (K - mean) * rstd): x_hat from half differences. The mean is mean + lost."""
+    k_skip = skip_shift(px, ps, k, mean)
+    return -0.5 * k, -0.5 * k_skip, 2.0 * rstd, (k - mean + k_skip - lost) * rstd

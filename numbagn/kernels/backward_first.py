@@ -1,0 +1,232 @@
+"""The backward pass, channels first: a block is one group of one sample, consecutive in memory."""
+
+from .compiled import device
+from .geometry import (
+    B_C, B_N, C, D, DRES_N, DY_N, G, N, PART, PARTS, PAST, PIECES, RES_N, RUN, S, SETTLE, SKIP_N, SUM, SUMS, WHOLE,
+    WRITE, W_C, W_N, X_N, Y_N,
+)  # fmt: skip
+from .memory import lanes, splat, store, streamed, until_aligned, values
+from .moments import CHUNK, coefficients, final_shift
+from .results import ALIGN_FROM, upstream, write_gradient
+from .tables import along, element_parameters, expand
+from .vectors import doubles, fma, join, lane_sum
+
+
+@device
+def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act):
+    """Steps low .. high - 1 of block (n, g), each part k, PART positions, of a channel, channel after channel."""
+    u, d_count, s_count = n * dims[G] + g, dims[D], dims[S]
+    block_shift = final_shift(px, ps, n * dims[X_N] + g * d_count * s_count, 1, 0, d_count * s_count, mean[u])
+    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], 0.0, rstd[u])
+    h, h_skip, rstd_2 = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2)
+    idy, ix, i_skip, ir = n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N]
+    at, products_at, width = n * dims[C], dims[N] * dims[C], lanes(px)
+    if s_count == 1:  # each channel of the block is one element and its own sum
+        pw, pb, to = values(weight), values(bias), values(sums)
+        i, end = g * d_count, (g + 1) * d_count
+        while i < end:
+            count = min(width, end - i)
+            w = along(pw, n * dims[W_N], i * dims[W_C], dims[W_C], count)
+            b = along(pb, n * dims[B_N], i * dims[B_C], dims[B_C], count)
+            dz, d = upstream(
+                pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, count, h, h_skip, rstd_2, w, fma(w, lack, b), act
+            )
+            store(to, at + i, dz, count)
+            store(to, at + products_at + i, dz * d, count)
+            i += count
+        return
+    c, k = g * d_count + low // dims[PARTS], low % dims[PARTS]
+    for _ in range(low, high):
+        weight_c = weight[n * dims[W_N] + c * dims[W_C]]
+        w, b = splat(px, weight_c), splat(px, bias[n * dims[B_N] + c * dims[B_C]] + lack * weight_c)
+        i = c * s_count + k * dims[PART]
+        end = min(i + dims[PART], (c + 1) * s_count)
+        sum_dz = doubles(splat(px, 0.0))
+        sum_dz_d = sum_dz
+        while i < end:
+            stop = min(i + CHUNK // 2, end)
+            a0 = splat(px, 0.0)
+            b0 = a0
+            while i + width <= stop:
+                dz, d = upstream(
+                    pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, None, h, h_skip, rstd_2, w, b, act
+                )
+                a0, b0 = a0 + dz, fma(dz, d, b0)
+                i += width
+            if i < stop:
+                dz, d = upstream(
+                    pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, stop - i, h, h_skip, rstd_2, w, b, act
+                )
+                a0, b0 = a0 + dz, fma(dz, d, b0)
+                i = stop
+            sum_dz = sum_dz + doubles(a0)
+            sum_dz_d = sum_dz_d + doubles(b0)
+        to = 2 * k * products_at + at + c
+        sums[to], sums[to + products_at] = lane_sum(sum_dz), lane_sum(sum_dz_d)
+        k += 1
+        if k == dims[PARTS]:
+            c, k = c + 1, 0
+
+
+@device
+def settle_block(dims, n, g, x_base, rows, x_stride, length, px, ps, weight, mean, rstd, sums, block):
+    """Add the parts of each channel of block (n, g), and what d lacks to x_hat; keep m1, m2 and the shift of x."""
+    d_count, channels, u = dims[D], dims[N] * dims[C], n * dims[G] + g
+    block_shift = final_shift(px, ps, x_base, rows, x_stride, length, mean[u])
+    _, _, _, lack = coefficients(px, ps, block_shift, mean[u], 0.0, rstd[u])
+    m1, m2 = 0.0, 0.0
+    for c in range(g * d_count, (g + 1) * d_count):
+        at = n * dims[C] + c
+        for k in range(1, dims[PARTS]):
+            sums[at] += sums[at + 2 * k * channels]
+            sums[at + channels] += sums[at + (2 * k + 1) * channels]
+        sums[at + channels] += lack * sums[at]
+        w = weight[n * dims[W_N] + c * dims[W_C]]
+        m1 += w * sums[at]
+        m2 += w * sums[at + channels]
+    size = d_count * dims[S]
+    block[3 * u], block[3 * u + 1], block[3 * u + 2] = m1 / size, m2 / size, block_shift
+
+
+@device
+def settle_block_first(dims, n, g, px, ps, weight, mean, rstd, sums, block):
+    """`settle_block` where a block is one row."""
+    size = dims[D] * dims[S]
+    settle_block(dims, n, g, n * dims[X_N] + g * size, 1, 0, size, px, ps, weight, mean, rstd, sums, block)
+
+
+@device
+def write_pieces_first(dims, n, g, low, high, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act):
+    """Pieces low .. high - 1 of block (n, g), each RUN consecutive elements, the last first as in the forward pass."""
+    u, size = n * dims[G] + g, dims[D] * dims[S]
+    r = rstd[u]
+    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block[3 * u + 2], mean[u], 0.0, r)
+    h, h_skip, rstd_2 = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2)
+    by_d, constant = splat(px, -r * block[3 * u + 1]), splat(px, -r * (block[3 * u] + lack * block[3 * u + 1]))
+    base = g * size
+    idy, ix = n * dims[DY_N] + base, n * dims[X_N] + base
+    i_skip, ir = n * dims[SKIP_N] + base, n * dims[RES_N] + base
+    idx, idr = n * dims[Y_N] + base, n * dims[DRES_N] + base
+    for piece in range(high - 1, low - 1, -1):
+        start = piece * dims[RUN]
+        stop = min(start + dims[RUN], size)
+        if dims[S] < lanes(px):
+            write_elements(
+                dims, n, base, start, stop, idy, ix, i_skip, ir, idx, idr, pdy, px, ps, pr, pdx, pdr, slot, weight,
+                bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
+            )  # fmt: skip
+        else:
+            write_channels(
+                dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, pdy, px, ps, pr, pdx, pdr, weight, bias, h,
+                h_skip, rstd_2, lack, r, by_d, constant, act,
+            )  # fmt: skip
+
+
+@device
+def write_one(
+    idy, ix, i_skip, ir, idx, idr, count, pdy, px, ps, pr, pdx, pdr, h, h_skip, rstd_2, w, b, scale, by_d, constant,
+    act, past,
+):  # fmt: skip
+    """One vector of dx and dresidual from its inputs."""
+    dz, d = upstream(pdy, px, ps, pr, idy, ix, i_skip, ir, count, h, h_skip, rstd_2, w, b, act)
+    write_gradient(dz, d, pdx, pdr, idx, idr, count, scale, by_d, constant, past)
+
+
+@device
+def write_channels(
+    dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, pdy, px, ps, pr, pdx, pdr, weight, bias, h, h_skip, rstd_2,
+    lack, r, by_d, constant, act,
+):  # fmt: skip
+    """Elements start .. stop - 1 of a block whose channels are a vector or longer, as `forward.write_channels`."""
+    width, s_count = lanes(px), dims[S]
+    i, aligned, past = start, start, 0
+    if stop - start >= ALIGN_FROM * width:
+        aligned, past = start + until_aligned(pdx, idx + start), dims[PAST]
+    c = start // s_count
+    end = (c + 1) * s_count
+    wi, bi = n * dims[W_N] + g * dims[D] * dims[W_C], n * dims[B_N] + g * dims[D] * dims[B_C]
+    weight_c = weight[wi + c * dims[W_C]]
+    w, b, scale = splat(px, weight_c), splat(px, bias[bi + c * dims[B_C]] + lack * weight_c), splat(px, weight_c * r)
+    while i < stop:
+        whole = i >= aligned and i + width <= stop
+        count = width if whole else min((aligned if i < aligned else stop) - i, width)
+        v_w, v_b, v_scale, last = w, b, scale, min(stop, end) - width
+        own = end - i
+        if own <= count:
+            c, end = c + 1, end + s_count
+            if i + own < stop:
+                weight_c = weight[wi + c * dims[W_C]]
+                w, b = splat(px, weight_c), splat(px, bias[bi + c * dims[B_C]] + lack * weight_c)
+                scale = splat(px, weight_c * r)
+            if own < count:
+                v_w, v_b, v_scale, last = join(v_w, w, own), join(v_b, b, own), join(v_scale, scale, own), i
+        if whole:
+            while i <= last:
+                write_one(
+                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, None, pdy, px, ps, pr, pdx, pdr, h, h_skip,
+                    rstd_2, v_w, v_b, v_scale, by_d, constant, act, past,
+                )  # fmt: skip
+                i += width
+        else:
+            write_one(
+                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, count, pdy, px, ps, pr, pdx, pdr, h, h_skip,
+                rstd_2, v_w, v_b, v_scale, by_d, constant, act, 0,
+            )  # fmt: skip
+            i += count
+
+
+@device
+def write_elements(
+    dims, n, base, start, stop, idy, ix, i_skip, ir, idx, idr, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, h,
+    h_skip, rstd_2, lack, r, by_d, constant, act,
+):  # fmt: skip
+    """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
+    width = lanes(px)
+    pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, base, weight, bias, slot)
+    i, aligned, past = start, start, 0
+    if stop - start >= ALIGN_FROM * width:
+        aligned, past = start + until_aligned(pdx, idx + start), dims[PAST]
+    while i < stop:
+        if i >= aligned:
+            while i + width <= stop:
+                w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
+                write_one(
+                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, None, pdy, px, ps, pr, pdx, pdr, h, h_skip,
+                    rstd_2, w, fma(w, lack, b), w * r, by_d, constant, act, past,
+                )  # fmt: skip
+                i += width
+        count = (aligned if i < aligned else stop) - i
+        if count > 0:
+            w, b = along(pw, wi, i, w_step, count), along(pb, bi, i, b_step, count)
+            write_one(
+                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, count, pdy, px, ps, pr, pdx, pdr, h, h_skip,
+                rstd_2, w, fma(w, lack, b), w * r, by_d, constant, act, 0,
+            )  # fmt: skip
+            i += count
+
+
+@device
+def steps_first(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block, act):
+    """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
+    steps, pieces = dims[SUMS], dims[PIECES]
+    per_block = steps if phase == SUM else (pieces if phase == WRITE else 1)
+    u, first, expanded = low // per_block, low % per_block, -1
+    n, g = u // dims[G], u % dims[G]
+    while low < high:
+        count = min(high - low, per_block - first)
+        if phase in (WHOLE, SUM):
+            until = steps if phase == WHOLE else first + count
+            sum_steps_first(dims, n, g, first, until, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act)
+        if phase in (WHOLE, SETTLE):
+            settle_block_first(dims, n, g, px, ps, weight, mean, rstd, sums, block)
+        if phase in (WHOLE, WRITE):
+            until = pieces if phase == WHOLE else first + count
+            expanded = expand(dims, n, expanded, lanes(px), weight, bias, slot)
+            write_pieces_first(
+                dims, n, g, first, until, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act
+            )
+        low, first, g = low + count, 0, g + 1
+        if g == dims[G]:
+            n, g = n + 1, 0
+    if dims[PAST] != 0:
+        streamed()

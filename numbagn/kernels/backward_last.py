@@ -1,0 +1,213 @@
+"""The backward pass, channels last: a block is one sample, its groups side by side in each row."""
+
+from .backward_first import settle_block
+from .compiled import device
+from .geometry import (
+    B_C, B_N, C, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, N, PART, PARTS, PAST, PIECES, PITCH, RES_N, RES_R, ROW,
+    RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
+)  # fmt: skip
+from .memory import accumulate, doubles_at, lanes, load, load_one, offset, splat, store_one, streamed, until_aligned
+from .moments import coefficients, final_shift
+from .results import ALIGN_FROM, upstream, write_gradient
+from .tables import ROWS_IN_REGISTERS, clear, fold, repeat
+from .vectors import fma
+
+# Tables of a task's scratch, each one value for each value of a row; BIAS has what d lacks to x_hat in it.
+H, H_SKIP, RSTD_2, WEIGHT, BIAS, SCALE, BY_D, CONSTANT = range(8)
+# While summing, the float64 sums of dz and of dz * d stand where SCALE and what follows will.
+SUMS_AT = SCALE
+
+
+@device
+def spread(dims, n, g, block_shift, px, ps, slot, weight, bias, mean, rstd):
+    """Fill the tables H .. BIAS for group g of sample n, and give what d lacks to x_hat."""
+    d_count, u, pitch = dims[D], n * dims[G] + g, dims[PITCH]
+    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], 0.0, rstd[u])
+    for c in range(g * d_count, (g + 1) * d_count):
+        w = weight[n * dims[W_N] + c * dims[W_C]]
+        store_one(slot, H * pitch + c, half_shift)
+        store_one(slot, H_SKIP * pitch + c, half_shift_skip)
+        store_one(slot, RSTD_2 * pitch + c, rstd_2)
+        store_one(slot, WEIGHT * pitch + c, w)
+        store_one(slot, BIAS * pitch + c, bias[n * dims[B_N] + c * dims[B_C]] + lack * w)
+    return lack
+
+
+@device
+def upstream_last(idy, ix, i_skip, ir, c, pdy, px, ps, pr, slot, pitch, count, act):
+    """(dz, d) of the vector at these indices, whose coefficients stand at c of the tables."""
+    return upstream(
+        pdy, px, ps, pr, idy, ix, i_skip, ir, count,
+        load(slot, H * pitch + c, None), load(slot, H_SKIP * pitch + c, None), load(slot, RSTD_2 * pitch + c, None),
+        load(slot, WEIGHT * pitch + c, None), load(slot, BIAS * pitch + c, None), act,
+    )  # fmt: skip
+
+
+@device
+def sum_column(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, count, act):
+    """Add `rows` rows, each `positions` positions, of the vector at c to that column's sums."""
+    a = splat(px, 0.0)
+    b = a
+    pitch = dims[PITCH]
+    dy_step, x_step = positions * dims[DY_R], positions * dims[X_R]
+    skip_step, residual_step = positions * dims[SKIP_R], positions * dims[RES_R]
+    for _ in range(rows):
+        dz, d = upstream_last(idy + c, ix + c, i_skip + c, ir + c, c, pdy, px, ps, pr, slot, pitch, count, act)
+        a, b = a + dz, fma(dz, d, b)
+        idy, ix, i_skip, ir = idy + dy_step, ix + x_step, i_skip + skip_step, ir + residual_step
+    accumulate(by_channel, c, a)
+    accumulate(by_channel, pitch + c, b)
+
+
+@device
+def sum_columns(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, act):
+    """`sum_column` for two whole vectors side by side."""
+    a0 = splat(px, 0.0)
+    b0, a1, b1 = a0, a0, a0
+    pitch, width = dims[PITCH], lanes(px)
+    c1 = c + width
+    dy_step, x_step = positions * dims[DY_R], positions * dims[X_R]
+    skip_step, residual_step = positions * dims[SKIP_R], positions * dims[RES_R]
+    for _ in range(rows):
+        dz, d = upstream_last(idy + c, ix + c, i_skip + c, ir + c, c, pdy, px, ps, pr, slot, pitch, None, act)
+        a0, b0 = a0 + dz, fma(dz, d, b0)
+        dz, d = upstream_last(idy + c1, ix + c1, i_skip + c1, ir + c1, c1, pdy, px, ps, pr, slot, pitch, None, act)
+        a1, b1 = a1 + dz, fma(dz, d, b1)
+        idy, ix, i_skip, ir = idy + dy_step, ix + x_step, i_skip + skip_step, ir + residual_step
+    accumulate(by_channel, c, a0)
+    accumulate(by_channel, pitch + c, b0)
+    accumulate(by_channel, c1, a1)
+    accumulate(by_channel, pitch + c1, b1)
+
+
+@device
+def sum_parts_last(dims, n, low, high, pdy, px, ps, pr, slot, weight, bias, mean, rstd, sums, act):
+    """Sums per channel over parts low .. high - 1 of sample n, each PART positions."""
+    c_count, d_count, channels, row, pitch = dims[C], dims[D], dims[N] * dims[C], dims[ROW], dims[PITCH]
+    width, positions = lanes(px), row // c_count
+    for g in range(dims[G]):
+        x_base, u = n * dims[X_N] + g * d_count, n * dims[G] + g
+        block_shift = final_shift(px, ps, x_base, dims[S], dims[X_R], d_count, mean[u])
+        spread(dims, n, g, block_shift, px, ps, slot, weight, bias, mean, rstd)
+    for table in range(SUMS_AT):
+        repeat(offset(slot, table * pitch), c_count, row)
+    by_channel = doubles_at(offset(slot, SUMS_AT * pitch))
+    for k in range(low, high):
+        clear(by_channel, 0, 2 * pitch)
+        r, end = k * dims[PART], min((k + 1) * dims[PART], dims[S])
+        while r < end:
+            rows, length = min(ROWS_IN_REGISTERS, (end - r) // positions), row
+            if rows == 0:  # the last positions do not fill a row
+                rows, length = 1, (end - r) * c_count
+            idy, ix = n * dims[DY_N] + r * dims[DY_R], n * dims[X_N] + r * dims[X_R]
+            i_skip, ir = n * dims[SKIP_N] + r * dims[SKIP_R], n * dims[RES_N] + r * dims[RES_R]
+            c = 0
+            while c + 2 * width <= length:
+                sum_columns(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, act)
+                c += 2 * width
+            while c + width <= length:
+                sum_column(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, None, act)
+                c += width
+            if c < length:
+                count = length - c
+                sum_column(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, count, act)
+            r += rows * positions
+        fold(by_channel, c_count, row)
+        fold(offset(by_channel, pitch), c_count, row)
+        at = 2 * k * channels + n * c_count
+        for c in range(c_count):
+            sums[at + c], sums[at + channels + c] = load_one(by_channel, c), load_one(by_channel, pitch + c)
+
+
+@device
+def settle_sample_last(dims, n, px, ps, weight, mean, rstd, sums, block):
+    """`settle_block` for every group of sample n."""
+    for g in range(dims[G]):
+        x_base = n * dims[X_N] + g * dims[D]
+        settle_block(dims, n, g, x_base, dims[S], dims[X_R], dims[D], px, ps, weight, mean, rstd, sums, block)
+
+
+@device
+def write_pieces_last(dims, n, low, high, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act):
+    """Pieces low .. high - 1 of sample n, each RUN positions, the last first."""
+    c_count, d_count, pitch = dims[C], dims[D], dims[PITCH]
+    for g in range(dims[G]):
+        u = n * dims[G] + g
+        r, m1, m2 = rstd[u], block[3 * u], block[3 * u + 1]
+        lack = spread(dims, n, g, block[3 * u + 2], px, ps, slot, weight, bias, mean, rstd)
+        for c in range(g * d_count, (g + 1) * d_count):
+            store_one(slot, SCALE * pitch + c, weight[n * dims[W_N] + c * dims[W_C]] * r)
+            store_one(slot, BY_D * pitch + c, -r * m2)
+            store_one(slot, CONSTANT * pitch + c, -r * (m1 + lack * m2))
+    for table in range(CONSTANT + 1):
+        repeat(offset(slot, table * pitch), c_count, dims[ROW] + lanes(px))
+    for piece in range(high - 1, low - 1, -1):
+        start, stop = piece * dims[RUN], min((piece + 1) * dims[RUN], dims[S])
+        rows, length = stop - start, c_count
+        if dims[DENSE] != 0:
+            rows, length = 1, rows * c_count
+        for r in range(start, start + rows):
+            idy, ix = n * dims[DY_N] + r * dims[DY_R], n * dims[X_N] + r * dims[X_R]
+            i_skip, ir = n * dims[SKIP_N] + r * dims[SKIP_R], n * dims[RES_N] + r * dims[RES_R]
+            idx, idr = n * dims[Y_N] + r * dims[Y_R], n * dims[DRES_N] + r * dims[DRES_R]
+            write_span(dims, idy, ix, i_skip, ir, idx, idr, length, pdy, px, ps, pr, pdx, pdr, slot, act)
+
+
+@device
+def write_span(dims, idy, ix, i_skip, ir, idx, idr, length, pdy, px, ps, pr, pdx, pdr, slot, act):
+    """dx and dresidual for `length` consecutive values, as `forward.write_span`."""
+    width, row, pitch = lanes(px), dims[ROW], dims[PITCH]
+    i, c, aligned, past = 0, 0, 0, 0
+    if length >= ALIGN_FROM * width:
+        aligned, past = until_aligned(pdx, idx), dims[PAST]
+    while i < length:
+        if i >= aligned:
+            last = min(length - width, i + row - 1 - c)
+            while i <= last:
+                write_column(
+                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, c, pdy, px, ps, pr, pdx, pdr, slot, pitch,
+                    None, act, past,
+                )  # fmt: skip
+                i, c = i + width, c + width
+            if c >= row:
+                c -= row
+                continue
+        count = (aligned if i < aligned else length) - i
+        if count > 0:
+            write_column(
+                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, c, pdy, px, ps, pr, pdx, pdr, slot, pitch,
+                count, act, 0,
+            )  # fmt: skip
+            i, c = i + count, c + count
+
+
+@device
+def write_column(idy, ix, i_skip, ir, idx, idr, c, pdy, px, ps, pr, pdx, pdr, slot, pitch, count, act, past):
+    """dx and dresidual of one vector whose coefficients stand at c of the tables."""
+    dz, d = upstream_last(idy, ix, i_skip, ir, c, pdy, px, ps, pr, slot, pitch, count, act)
+    scale, by_d = load(slot, SCALE * pitch + c, None), load(slot, BY_D * pitch + c, None)
+    constant = load(slot, CONSTANT * pitch + c, None)
+    write_gradient(dz, d, pdx, pdr, idx, idr, count, scale, by_d, constant, past)
+
+
+@device
+def steps_last(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block, act):
+    """Channels last: steps low .. high - 1 of a phase, taken together as far as they are of one sample."""
+    parts, pieces = dims[PARTS], dims[PIECES]
+    per_sample = parts if phase == SUM else (pieces if phase == WRITE else 1)
+    while low < high:
+        n, first = low // per_sample, low % per_sample
+        count = min(high - low, per_sample - first)
+        if phase in (WHOLE, SUM):
+            until = parts if phase == WHOLE else first + count
+            sum_parts_last(dims, n, first, until, pdy, px, ps, pr, slot, weight, bias, mean, rstd, sums, act)
+        if phase in (WHOLE, SETTLE):
+            settle_sample_last(dims, n, px, ps, weight, mean, rstd, sums, block)
+        if phase in (WHOLE, WRITE):
+            until = pieces if phase == WHOLE else first + count
+            write_pieces_last(
+                dims, n, first, until, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act
+            )
+        low += count
+    if dims[PAST] != 0:
+        streamed()

@@ -1,0 +1,194 @@
+"""The forward pass, channels last: a block is one sample, its groups side by side in each row."""
+
+from .compiled import device
+from .geometry import (
+    B_C, B_N, C, D, DENSE, G, PART, PARTS, PAST, PIECES, PITCH, RES_N, RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R,
+    SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
+)  # fmt: skip
+from .memory import accumulate, doubles_at, lanes, load, offset, splat, store_one, streamed, until_aligned
+from .moments import coefficients, difference, final_shift, settle, shifts
+from .results import ALIGN_FROM, write_vector
+from .tables import ROWS_IN_REGISTERS, clear, fold, group_sum, repeat
+from .vectors import fma
+
+
+@device
+def sum_column(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, pitch, count):
+    """Add `rows` rows of the vector at c to that column's sums."""
+    k, k_skip = load(slot, c, None), load(slot, pitch + c, None)
+    s = splat(px, 0.0)
+    q = s
+    for r in range(rows):
+        d = difference(px, ps, ix + r * x_stride + c, i_skip + r * skip_stride + c, k, k_skip, count)
+        s, q = s + d, fma(d, d, q)
+    accumulate(sums, c, s)
+    accumulate(sums, pitch + c, q)
+
+
+@device
+def sum_columns(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, pitch):
+    """`sum_column` for two whole vectors side by side."""
+    c1 = c + lanes(px)
+    k0, k1, j0, j1 = (
+        load(slot, c, None),
+        load(slot, c1, None),
+        load(slot, pitch + c, None),
+        load(slot, pitch + c1, None),
+    )
+    s0 = splat(px, 0.0)
+    q0, s1, q1 = s0, s0, s0
+    for _ in range(rows):
+        d0 = difference(px, ps, ix + c, i_skip + c, k0, j0, None)
+        d1 = difference(px, ps, ix + c1, i_skip + c1, k1, j1, None)
+        s0, q0 = s0 + d0, fma(d0, d0, q0)
+        s1, q1 = s1 + d1, fma(d1, d1, q1)
+        ix, i_skip = ix + x_stride, i_skip + skip_stride
+    accumulate(sums, c, s0)
+    accumulate(sums, pitch + c, q0)
+    accumulate(sums, c1, s1)
+    accumulate(sums, pitch + c1, q1)
+
+
+@device
+def sum_parts_last(dims, n, low, high, px, ps, slot, partial):
+    """Sums per group over parts low .. high - 1 of sample n, each PART positions.
+
+    Scratch: K and K of skip for each value of a row, then the float64 sums.
+    """
+    c_count, d_count, row, pitch, width = dims[C], dims[D], dims[ROW], dims[PITCH], lanes(px)
+    x_base, skip_base = n * dims[X_N], n * dims[SKIP_N]
+    for g in range(dims[G]):
+        start = g * d_count
+        shift, shift_skip = shifts(px, ps, x_base + start, skip_base + start, dims[S], dims[X_R], dims[SKIP_R], d_count)
+        for c in range(start, start + d_count):
+            store_one(slot, c, shift)
+            store_one(slot, pitch + c, shift_skip)
+    repeat(slot, c_count, row)
+    repeat(offset(slot, pitch), c_count, row)
+    sums = doubles_at(offset(slot, 2 * pitch))
+    positions = row // c_count
+    x_step, skip_step = positions * dims[X_R], positions * dims[SKIP_R]
+    for k in range(low, high):
+        clear(sums, 0, 2 * pitch)
+        r, end = k * dims[PART], min((k + 1) * dims[PART], dims[S])
+        while r < end:
+            rows, length = min(ROWS_IN_REGISTERS, (end - r) // positions), row
+            if rows == 0:  # the last positions do not fill a row
+                rows, length = 1, (end - r) * c_count
+            ix, i_skip = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R]
+            c = 0
+            while c + 2 * width <= length:
+                sum_columns(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch)
+                c += 2 * width
+            while c + width <= length:
+                sum_column(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch, None)
+                c += width
+            if c < length:
+                sum_column(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch, length - c)
+            r += rows * positions
+        fold(sums, c_count, row)
+        fold(offset(sums, pitch), c_count, row)
+        at = 2 * (n * dims[PARTS] + k) * dims[G]
+        for g in range(dims[G]):
+            partial[at + 2 * g] = group_sum(sums, g * d_count, d_count)
+            partial[at + 2 * g + 1] = group_sum(sums, pitch + g * d_count, d_count)
+
+
+@device
+def settle_block_last(dims, n, px, ps, partial, mean, rstd, eps):
+    """Mean and rstd of every group of sample n from the partial sums, added in order."""
+    g_count, d_count, s_count = dims[G], dims[D], dims[S]
+    for g in range(g_count):
+        x_base, skip_base = n * dims[X_N] + g * d_count, n * dims[SKIP_N] + g * d_count
+        shift, shift_skip = shifts(px, ps, x_base, skip_base, s_count, dims[X_R], dims[SKIP_R], d_count)
+        total, squares = 0.0, 0.0
+        for k in range(dims[PARTS]):
+            at = 2 * ((n * dims[PARTS] + k) * g_count + g)
+            total += partial[at]
+            squares += partial[at + 1]
+        u, at = n * g_count + g, 2 * (n * dims[PARTS] * g_count + g)
+        mean[u], partial[at + 1], rstd[u] = settle(
+            px, ps, x_base, skip_base, s_count, dims[X_R], dims[SKIP_R], d_count, shift, shift_skip, total, squares, eps
+        )
+        partial[at] = final_shift(px, ps, x_base, s_count, dims[X_R], d_count, mean[u])
+
+
+@device
+def write_pieces_last(dims, n, low, high, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
+    """Pieces low .. high - 1 of sample n, each RUN positions, the last first.
+
+    Scratch: both half shifts, scale and shift for each value of a row, and again for the vector after it.
+    """
+    c_count, d_count, s_count, pitch = dims[C], dims[D], dims[S], dims[PITCH]
+    for g in range(dims[G]):
+        u = n * dims[G] + g
+        at = 2 * (n * dims[PARTS] * dims[G] + g)
+        half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, partial[at], mean[u], partial[at + 1], rstd[u])
+        for c in range(g * d_count, (g + 1) * d_count):
+            w = weight[n * dims[W_N] + c * dims[W_C]]
+            store_one(slot, c, half_shift)
+            store_one(slot, pitch + c, half_shift_skip)
+            store_one(slot, 2 * pitch + c, rstd_2 * w)
+            store_one(slot, 3 * pitch + c, lack * w + bias[n * dims[B_N] + c * dims[B_C]])
+    for table in range(4):
+        repeat(offset(slot, table * pitch), c_count, dims[ROW] + lanes(px))
+    for piece in range(high - 1, low - 1, -1):
+        start, stop = piece * dims[RUN], min((piece + 1) * dims[RUN], s_count)
+        rows, length = stop - start, c_count
+        if dims[DENSE] != 0:
+            rows, length = 1, rows * c_count
+        for r in range(start, start + rows):
+            ix, i_skip = n * dims[X_N] + r * dims[X_R], n * dims[SKIP_N] + r * dims[SKIP_R]
+            ir, iy = n * dims[RES_N] + r * dims[RES_R], n * dims[Y_N] + r * dims[Y_R]
+            write_span(dims, ix, i_skip, ir, iy, length, px, ps, pr, py, slot, act)
+
+
+@device
+def write_span(dims, ix, i_skip, ir, iy, length, px, ps, pr, py, slot, act):
+    """y for `length` consecutive values, the first at the beginning of a row, in whole aligned vectors."""
+    width, row, pitch = lanes(px), dims[ROW], dims[PITCH]
+    i, c, aligned, past = 0, 0, 0, 0
+    if length >= ALIGN_FROM * width:
+        aligned, past = until_aligned(py, iy), dims[PAST]
+    while i < length:
+        if i >= aligned:
+            last = min(length - width, i + row - 1 - c)
+            while i <= last:
+                write_column(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, slot, c, pitch, None, act, past)
+                i, c = i + width, c + width
+            if c >= row:
+                c -= row
+                continue
+        count = (aligned if i < aligned else length) - i
+        if count > 0:
+            write_column(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, slot, c, pitch, count, act, 0)
+            i, c = i + count, c + count
+
+
+@device
+def write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, c, pitch, count, act, past):
+    """y for one vector whose coefficients stand at c of the tables."""
+    h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
+    scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
+    write_vector(px, ps, pr, py, ix, i_skip, ir, iy, count, h, h_skip, scale, shift, act, past)
+
+
+@device
+def steps_last(phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
+    """Channels last: steps low .. high - 1 of a phase, taken together as far as they are of one sample."""
+    parts, pieces = dims[PARTS], dims[PIECES]
+    per_sample = parts if phase == SUM else (pieces if phase == WRITE else 1)
+    while low < high:
+        n, first = low // per_sample, low % per_sample
+        count = min(high - low, per_sample - first)
+        if phase in (WHOLE, SUM):
+            until = parts if phase == WHOLE else first + count
+            sum_parts_last(dims, n, first, until, px, ps, slot, partial)
+        if phase in (WHOLE, SETTLE):
+            settle_block_last(dims, n, px, ps, partial, mean, rstd, eps)
+        if phase in (WHOLE, WRITE):
+            until = pieces if phase == WHOLE else first + count
+            write_pieces_last(dims, n, first, until, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act)
+        low += count
+    if dims[PAST] != 0:
+        streamed()

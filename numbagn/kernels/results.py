@@ -1,0 +1,48 @@
+"""One vector of results: y in the forward pass, dx and dresidual in the backward pass."""
+
+from .compiled import activate, device, slope
+from .memory import load, present, store, stream
+from .moments import centred
+from .vectors import fma, keep
+
+# Vectors of a run from which a first, partial one pays that lets the others be aligned. NumPy aligns large arrays to 16
+# bytes, and stores across two cache lines are slow.
+ALIGN_FROM = 16
+
+
+@device
+def store_result(ptr, index, value, count, past):
+    """Store whole vectors past the caches if asked to; ptr[index] must be aligned then."""
+    if count is None and past:
+        stream(ptr, index, value)
+    else:
+        store(ptr, index, value, count)
+
+
+@device
+def write_vector(px, ps, pr, py, ix, i_skip, ir, iy, count, half_shift, half_shift_skip, scale, shift, act, past):
+    """One vector of y. Each index is read before its own is written: y may be x, skip or residual itself."""
+    z = fma(centred(px, ps, ix, i_skip, count, half_shift, half_shift_skip), scale, shift)
+    if present(pr):
+        z = z + load(pr, ir, count)
+    store_result(py, iy, activate(z, act), count, past)
+
+
+@device
+def upstream(pdy, px, ps, pr, idy, ix, i_skip, ir, count, half_shift, half_shift_skip, rstd_2, w, b, act):
+    """(dz, d) of one vector, d = (x + skip - K) * rstd; both are zero from lane `count` on.
+
+    What d lacks to x_hat is the same for a whole block: the coefficients have it.
+    """
+    d = centred(px, ps, ix, i_skip, count, half_shift, half_shift_skip) * rstd_2
+    z = fma(d, w, b)
+    if present(pr):
+        z = z + load(pr, ir, count)
+    return keep(load(pdy, idy, count) * slope(z, act), count), keep(d, count)
+
+
+@device
+def write_gradient(dz, d, pdx, pdr, idx, idr, count, scale, by_d, constant, past):
+    """One vector of dx and dresidual."""
+    store_result(pdx, idx, fma(dz, scale, fma(d, by_d, constant)), count, past)
+    store(pdr, idr, dz, count)

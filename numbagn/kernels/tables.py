@@ -1,0 +1,84 @@
+"""What stands for each element or channel: parameters, and tables in a task's scratch."""
+
+from .compiled import device
+from .geometry import B_C, B_N, C, PITCH, S, W_C, W_N
+from .memory import accumulate, lanes, load, load_one, offset, splat, store, store_one, values
+from .vectors import lane_sum
+
+# Channels last: rows of one column summed in the accumulator's type, in registers, before float64 takes over.
+ROWS_IN_REGISTERS = 16
+
+
+@device
+def along(ptr, base, i, stride, count):
+    """A parameter's values for a vector of elements from i on; stride 0: one value for all."""
+    if stride == 0:
+        return splat(ptr, load_one(ptr, base))
+    return load(ptr, base + i, count)
+
+
+@device
+def expand(dims, n, expanded, width, weight, bias, slot):
+    """Where channels are short, but not single elements: weight and bias of sample n for each element, in `slot`.
+
+    Gives the sample they now stand there for; `expanded` is the one they stood for before, -1 for none.
+    """
+    s_count = dims[S]
+    if s_count == 1 or s_count >= width or expanded == n or (expanded >= 0 and dims[W_N] == 0 and dims[B_N] == 0):
+        return expanded
+    for c in range(dims[C]):
+        w, b = weight[n * dims[W_N] + c * dims[W_C]], bias[n * dims[B_N] + c * dims[B_C]]
+        for i in range(c * s_count, (c + 1) * s_count):
+            store_one(slot, i, w)
+            store_one(slot, dims[PITCH] + i, b)
+    return n
+
+
+@device
+def element_parameters(dims, n, first, weight, bias, slot):
+    """Where weight and bias stand for each element of a block whose channels are short, from element `first` on.
+
+    (pointer, index, step) of both; a step of 0 means that one value is for all.
+    """
+    if dims[S] == 1:
+        return (
+            values(weight), n * dims[W_N] + first * dims[W_C], dims[W_C],
+            values(bias), n * dims[B_N] + first * dims[B_C], dims[B_C],
+        )  # fmt: skip
+    return slot, first, 1, offset(slot, dims[PITCH]), first, 1
+
+
+@device
+def repeat(ptr, count, end):
+    """Continue the first `count` values periodically up to `end`."""
+    for i in range(count, end):
+        store_one(ptr, i, load_one(ptr, i - count))
+
+
+@device
+def clear(ptr, start, stop):
+    """Zeros in whole vectors from start to stop."""
+    for i in range(start, stop, lanes(ptr)):
+        store(ptr, i, splat(ptr, 0.0), None)
+
+
+@device
+def fold(sums, count, row):
+    """Add to the first `count` sums those that a row repeats."""
+    width = lanes(sums)
+    for start in range(count, row, count):
+        for c in range(0, count, width):
+            accumulate(sums, c, load(sums, start + c, min(width, count - c)))
+
+
+@device
+def group_sum(ptr, start, n):
+    """The sum of n float64."""
+    width, i = lanes(ptr), 0
+    total = splat(ptr, 0.0)
+    while i + width <= n:
+        total = total + load(ptr, start + i, None)
+        i += width
+    if i < n:
+        total = total + load(ptr, start + i, n - i)
+    return lane_sum(total)
