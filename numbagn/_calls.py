@@ -37,11 +37,11 @@ class Plan(NamedTuple):
     storage: np.dtype[Any]
     plain: bool  # x and the result lie in memory in the order of their axes
     direct: bool  # the kernel takes the parameters as they are
-    nothing: Array  # stands for an operand that is not given
     weight: Array  # stand for parameters that are not given
     bias: Array
     work: int  # sizes of what is allocated for each call
     scratch: int
+    gradients: int
 
 
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -64,13 +64,13 @@ def forward(
         plan = _plans.get(key) if key is not None else None
         if plan is not None:
             y = plan.array_like(x) if out is None else out
-            work, nothing = np.empty(plan.work), plan.nothing
+            work = np.empty(plan.work)
             plan.kernel(
-                plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), nothing, nothing,
+                plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
                 y.reshape(-1) if plan.plain else flat(y, plan.storage),
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), work,
-                np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
+                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
             return (y, *_statistics(work, plan.groups)) if with_statistics else (y, None, None)
 
@@ -109,22 +109,25 @@ def backward(
     """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
     key = None
     if skip is None and residual is None and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
-        if dy.flags.aligned and dy.dtype == x.dtype:
-            kind = dy.shape, dy.strides, mean.shape, mean.dtype, rstd.shape, rstd.dtype
-            key = _key(kind, x, num_groups, weight, bias, channel_axis, activation, out, dy, mean, rstd)
+        kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype
+        key = _key(kind, x, num_groups, weight, bias, channel_axis, activation, out, dy, mean, rstd)
+        if key is not None and (dy.shape, dy.strides, dy.dtype, dy.flags.aligned) != (*key[1:4], True):
+            key = None
         plan = _plans.get(key) if key is not None else None
         if plan is not None:
             dx = plan.array_like(x) if out is None else out
-            nothing = plan.nothing
-            work, gradients = np.empty(plan.work), np.empty(2 * x.shape[channel_axis], nothing.dtype)
+            work, gradients = np.empty(plan.work), np.empty(plan.gradients, plan.weight.dtype)
             plan.kernel(
-                plan.dims, flat(dy, plan.storage), x.reshape(-1) if plan.plain else flat(x, plan.storage), nothing,
-                nothing, dx.reshape(-1) if plan.plain else flat(dx, plan.storage), nothing,
+                plan.dims, dy.reshape(-1) if plan.plain else flat(dy, plan.storage),
+                x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
+                dx.reshape(-1) if plan.plain else flat(dx, plan.storage), None,
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
                 mean.reshape(-1), rstd.reshape(-1), work, gradients,
-                np.empty(plan.scratch, nothing.dtype) if plan.scratch else nothing,
+                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
+            if plan.direct:
+                return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
             return dx, *_parameter_gradients(work, gradients, plan.groups[0], weight, bias)
 
     p = problem(x, num_groups, 0.0, channel_axis, activation)
@@ -150,7 +153,7 @@ def backward(
         from .kernels.backward import backward_kernel
 
         kinds = (
-            p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), _kind(dr), p.activation, share["PARALLEL"],
+            p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), p.activation, share["PARALLEL"],
         )  # fmt: skip
         kernel = backward_kernel(kernel_arguments, *kinds)
         kernel(*kernel_arguments)
@@ -229,7 +232,7 @@ def _plan(
         kernel, np.empty_like if p.x.nbytes < LEAST_BYTES else array_like, dims, p.eps, (p.N, p.G), p.dtype.storage,
         bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
         all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
-        _flat(None, p), _values(None, p, 1.0), _values(None, p, 0.0), work, share["SLOTS"] * share["SLOT"],
+        _values(None, p, 1.0), _values(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
     )  # fmt: skip
 
 
@@ -297,9 +300,9 @@ def _kind(array: Array | None) -> int:
     return -1 if array is None else STORED.index(array.dtype.name)
 
 
-def _flat(array: Array | None, p: Problem) -> Array:
+def _flat(array: Array | None, p: Problem) -> Array | None:
     if array is None:
-        return np.empty(1, p.dtype.accumulator)
+        return None
     return flat(array, p.dtype.storage if array.dtype == p.x.dtype else array.dtype)
 
 

@@ -1,5 +1,6 @@
 """The memory of large results: used again once nobody holds them, never before, and bounded."""
 
+import gc
 import threading
 
 import numpy as np
@@ -18,7 +19,7 @@ def small_results_count_as_large(monkeypatch, one_thread):
     monkeypatch.setattr(_recycling, "LEAST_BYTES", 1024)
     monkeypatch.setattr(_calls, "LEAST_BYTES", 1024)
     monkeypatch.setattr(_recycling, "_buffers", [])
-    monkeypatch.setenv("NUMBAGN_RECYCLE_BYTES", str(LIMIT))
+    monkeypatch.setattr(_recycling, "MOST_BYTES", LIMIT)
 
 
 def address(array):
@@ -29,6 +30,7 @@ def address(array):
 def test_memory_is_used_again_once_nobody_holds_the_result(rng, layout):
     x = in_layout(normal(rng, SHAPE, np.float32), layout)
     want = numbagn.group_norm(x, 4, out=np.empty_like(x))
+    gc.collect()
     first = numbagn.group_norm(x, 4)
     second = numbagn.group_norm(x, 4)
     assert same_bits(first, want)
@@ -45,6 +47,8 @@ def test_memory_is_used_again_once_nobody_holds_the_result(rng, layout):
 def test_gradients_too(rng):
     x, dy = normal(rng, SHAPE, np.float32), normal(rng, SHAPE, np.float32)
     y, mean, rstd = numbagn.group_norm_forward(x, 4)
+    numbagn.group_norm_backward(dy, x, mean, rstd, 4)
+    gc.collect()  # where Numba has compiled, its garbage refers to the call that made it do so
     places = set()
     for _ in range(4):
         dx = numbagn.group_norm_backward(dy, x, mean, rstd, 4)[0]
@@ -90,9 +94,21 @@ def test_at_most_so_many_bytes_are_kept(rng):
     assert len({address(y) for y in kept}) == 12
 
 
-@pytest.mark.parametrize("limit", ["0", "8000"])
+def test_a_pause_between_buffers_of_many_sizes(rng):
+    for channels in range(4, 100, 4):
+        numbagn.group_norm(normal(rng, (1, channels, 16, 16), np.float32), 4)
+        assert len(_recycling._buffers) <= _recycling.MOST_BUFFERS
+
+
+@pytest.mark.parametrize(("text", "limit"), [("0", 0), ("8000", 8000), ("", 256 << 20), ("much", 256 << 20)])
+def test_the_environment_says_how_much(monkeypatch, text, limit):
+    monkeypatch.setenv("NUMBAGN_RECYCLE_BYTES", text)
+    assert _recycling._most_bytes() == limit
+
+
+@pytest.mark.parametrize("limit", [0, 8000])
 def test_off_or_too_small_a_limit(rng, monkeypatch, limit):
-    monkeypatch.setenv("NUMBAGN_RECYCLE_BYTES", limit)
+    monkeypatch.setattr(_recycling, "MOST_BYTES", limit)
     y = numbagn.group_norm(normal(rng, SHAPE, np.float32), 4)
     assert y.base is None
     assert not _recycling._buffers

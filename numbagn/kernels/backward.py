@@ -20,12 +20,12 @@ from .backward_last import steps_last
 from .compiled import entry
 from .forward import steps_in
 from .geometry import C, CHANNELS_FIRST, FIRST, G, LAST, N, PARTS, SLOT, SLOTS
-from .memory import offset, pointer, values
+from .memory import absent, offset, pointer, values
 from .vectors import code
 
 
 @entry
-def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, dresidual_kind, activation, parallel, sources):
+def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, activation, parallel, sources):
     """Make the backward kernel of one specialisation, as `forward_kernel` does.
 
     It fills dx, dresidual, `work` (sums; m1, m2 and shift of each block; float64 totals of the sums over the samples)
@@ -45,8 +45,12 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, dresidual
             # over the (n, g) blocks or parts of them, a stretch of neighbours to each task
             for t in prange(tasks):
                 low, high = t * steps // tasks, (t + 1) * steps // tasks
-                pdy, px, ps = pointer(dy, dy_kind), pointer(x, x_kind), pointer(skip, skip_kind)
-                pr, pdx, pdr = pointer(residual, residual_kind), pointer(dx, x_kind), pointer(dresidual, dresidual_kind)
+                pdy, px, pdx = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, x_kind)
+                ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
+                if residual_kind < 0:
+                    pr, pdr = absent(px), absent(px)
+                else:
+                    pr, pdr = pointer(residual, residual_kind), pointer(dresidual, residual_kind)
                 slot = offset(values(scratch), t * dims[SLOT])
                 if layout == CHANNELS_FIRST:
                     steps_first(

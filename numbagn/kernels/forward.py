@@ -11,7 +11,7 @@ from .compiled import device, entry
 from .forward_first import steps_first
 from .forward_last import steps_last
 from .geometry import CHANNELS_FIRST, FIRST, G, LAST, N, PIECES, SLOT, SLOTS, SUM, SUMS, UNITS, WRITE
-from .memory import offset, pointer, values
+from .memory import absent, offset, pointer, values
 from .vectors import code
 
 
@@ -44,8 +44,9 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, paralle
             # over the (n, g) blocks or parts of them, a stretch of neighbours to each task
             for t in prange(tasks):
                 low, high = t * steps // tasks, (t + 1) * steps // tasks
-                px, ps = pointer(x, x_kind), pointer(skip, skip_kind)
-                pr, py = pointer(residual, residual_kind), pointer(y, x_kind)
+                px, py = pointer(x, x_kind), pointer(y, x_kind)
+                ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
+                pr = absent(px) if residual_kind < 0 else pointer(residual, residual_kind)
                 slot = offset(values(scratch), t * dims[SLOT])
                 if layout == CHANNELS_FIRST:
                     steps_first(

@@ -93,18 +93,24 @@ def _align(element):
 
 @intrinsic(prefer_literal=True)
 def pointer(typingctx, array, kind):
-    """The data pointer of `array`, of the dtype numbered `kind` in STORED; -1 where the operand is absent.
+    """The data pointer of `array`, of the dtype numbered `kind` in STORED.
 
     `array` must be an argument of the running kernel: then it outlives every use of the pointer.
     """
-    absent = kind.literal_value < 0
-    result = Pointer(str(array.dtype) if absent else STORED[kind.literal_value], absent)
+    result = Pointer(STORED[kind.literal_value])
 
     def codegen(context, builder, sig, args):
         data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
         return builder.bitcast(data, I8.as_pointer())
 
     return result(array, kind), codegen
+
+
+@intrinsic
+def absent(typingctx, ptr):
+    """A pointer that stands for an operand that is not given, beside those of `ptr`'s kind."""
+    result = Pointer(ptr.kind, absent=True)
+    return result(ptr), lambda context, builder, sig, args: args[0]
 
 
 @intrinsic
