@@ -27,17 +27,17 @@ ROW_VALUES = 128
 # to 60 us to wake, and milliseconds where the system wakes them on the caller's core.
 PARALLEL_BYTES, UNIT_BYTES = 1 << 18, 1 << 9
 # Bytes of a result from which it is stored past the caches, which saves reading its lines first but gives up what they
-# could hold; as shares of the last-level cache, and with a ceiling where a processor tells of a huge one that it shares
-# with others. Time against ordinary stores, out=:
+# could hold; as shares of the last-level cache. Time against ordinary stores, one array written again and again:
 #   32 MiB cache   forward, 1 thread     5 MiB 1.6   8 MiB 1.1   10 MiB 0.78  15 MiB 0.85  32 MiB 0.82
 #                  forward, 2 threads    5 MiB 2.0   10 MiB 1.2  15 MiB 1.02  25 MiB 0.91  32 MiB 0.83
 #                  backward, 1 and 2     5 MiB 1.1 and 1.3       8 MiB 0.75 and 0.87       15 MiB 0.72 and 0.76
-#   480 MiB        forward, 1 and 2      15 MiB 1.14 and 1.10    25 MiB 1.00 and 1.08      64 MiB 0.61 and 0.65
-#                  backward, 1 and 2     8 MiB 1.12 and 1.09     15 MiB 0.80 and 1.03      64 MiB 0.80 and 0.75
-# (of 480 MiB, a cloud machine's share seems to be some 64; how much changes by the minute, and what is stored past the
-# caches is never slow: backward at 10 MiB was seen to take 1290 and 2070 us).
 FORWARD_PAST_SHARE, FORWARD_PAST_SHARE_PARALLEL, BACKWARD_PAST_SHARE = 9 / 32, 20 / 32, 7 / 32
-FORWARD_PAST_CEILING, BACKWARD_PAST_CEILING = 24 << 20, 8 << 20
+# A cache larger than the first number is one that a cloud machine shares with others, and whatever it holds of ours is
+# soon gone; from the second number on, what goes past it is no slower and often twice as fast:
+#   480 MiB cache  forward, 1 thread, the same array    8 MiB 0.93   10 MiB 1.02  15 MiB 0.97  64 MiB 0.61
+#                  ... an array last used 50 ms ago     8 MiB 0.81   10 MiB 0.53  15 MiB 0.59
+#                  backward, 1 and 2 threads            8 MiB 1.12 and 1.09       15 MiB 0.80 and 1.03
+SHARED_CACHE_BYTES, SHARED_CACHE_PAST_BYTES = 128 << 20, 4 << 20
 # The last-level cache where the system does not tell.
 USUAL_CACHE_BYTES = 32 << 20
 # Tasks for each thread: where the layer shares them out as threads become free, the last to finish waits less.
@@ -62,6 +62,12 @@ def cache_bytes() -> int:
         with suppress(OSError, ValueError):
             sizes.append(int(file.read_text().strip().removesuffix("K")) << 10)
     return max(sizes)
+
+
+def past_bytes(share: float) -> float:
+    """Bytes of a result from which it is stored past the caches, given the share of one at which that pays."""
+    cache = cache_bytes() or USUAL_CACHE_BYTES
+    return SHARED_CACHE_PAST_BYTES if cache > SHARED_CACHE_BYTES else share * cache
 
 
 def _parts(total: int, part: int) -> tuple[int, int]:
@@ -124,8 +130,7 @@ def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: b
     # blocks of one vector have a loop of their own
     indivisible = layout != CHANNELS_LAST and max(size, S + 1) <= width
     share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], nbytes, lanes, indivisible)
-    part_of_cache = FORWARD_PAST_SHARE_PARALLEL if share["PARALLEL"] else FORWARD_PAST_SHARE
-    past = nbytes >= min(part_of_cache * (cache_bytes() or USUAL_CACHE_BYTES), FORWARD_PAST_CEILING)
+    past = nbytes >= past_bytes(FORWARD_PAST_SHARE_PARALLEL if share["PARALLEL"] else FORWARD_PAST_SHARE)
     return work | share | {"PAST": int(past)}
 
 
@@ -145,5 +150,5 @@ def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: 
         }  # fmt: skip
     nbytes = N * C * S * itemsize
     share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes, lanes)
-    past = nbytes >= min(BACKWARD_PAST_SHARE * (cache_bytes() or USUAL_CACHE_BYTES), BACKWARD_PAST_CEILING)
+    past = nbytes >= past_bytes(BACKWARD_PAST_SHARE)
     return work | share | {"PAST": int(past)}
