@@ -33,11 +33,13 @@ PARALLEL_BYTES, UNIT_BYTES = 1 << 18, 1 << 9
 #                  backward, 1 and 2     5 MiB 1.1 and 1.3       8 MiB 0.75 and 0.87       15 MiB 0.72 and 0.76
 FORWARD_PAST_SHARE, FORWARD_PAST_SHARE_PARALLEL, BACKWARD_PAST_SHARE = 9 / 32, 20 / 32, 7 / 32
 # A cache larger than the first number is one that a cloud machine shares with others, and whatever it holds of ours is
-# soon gone; from the second number on, what goes past it is no slower and often twice as fast:
+# soon gone; from the second number on, what goes past it is hardly slower and often twice as fast, with several threads
+# from the third on:
 #   480 MiB cache  forward, 1 thread, the same array    8 MiB 0.93   10 MiB 1.02  15 MiB 0.97  64 MiB 0.61
 #                  ... an array last used 50 ms ago     8 MiB 0.81   10 MiB 0.53  15 MiB 0.59
+#                  forward, 2 threads                   8 MiB 1.09   10 MiB 1.10  15 MiB 1.15  64 MiB 0.65
 #                  backward, 1 and 2 threads            8 MiB 1.12 and 1.09       15 MiB 0.80 and 1.03
-SHARED_CACHE_BYTES, SHARED_CACHE_PAST_BYTES = 128 << 20, 4 << 20
+SHARED_CACHE_BYTES, SHARED_CACHE_PAST_BYTES, SHARED_CACHE_PAST_BYTES_PARALLEL = 128 << 20, 4 << 20, 16 << 20
 # The last-level cache where the system does not tell.
 USUAL_CACHE_BYTES = 32 << 20
 # Tasks for each thread: where the layer shares them out as threads become free, the last to finish waits less.
@@ -64,10 +66,10 @@ def cache_bytes() -> int:
     return max(sizes)
 
 
-def past_bytes(share: float) -> float:
-    """Bytes of a result from which it is stored past the caches, given the share of one at which that pays."""
+def past_bytes(share: float, shared: int) -> float:
+    """Bytes of a result from which it is stored past the caches: a share of the last, or so many if others share it."""
     cache = cache_bytes() or USUAL_CACHE_BYTES
-    return SHARED_CACHE_PAST_BYTES if cache > SHARED_CACHE_BYTES else share * cache
+    return shared if cache > SHARED_CACHE_BYTES else share * cache
 
 
 def _parts(total: int, part: int) -> tuple[int, int]:
@@ -130,7 +132,10 @@ def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: b
     # blocks of one vector have a loop of their own
     indivisible = layout != CHANNELS_LAST and max(size, S + 1) <= width
     share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], nbytes, lanes, indivisible)
-    past = nbytes >= past_bytes(FORWARD_PAST_SHARE_PARALLEL if share["PARALLEL"] else FORWARD_PAST_SHARE)
+    if share["PARALLEL"]:
+        past = nbytes >= past_bytes(FORWARD_PAST_SHARE_PARALLEL, SHARED_CACHE_PAST_BYTES_PARALLEL)
+    else:
+        past = nbytes >= past_bytes(FORWARD_PAST_SHARE, SHARED_CACHE_PAST_BYTES)
     return work | share | {"PAST": int(past)}
 
 
@@ -150,5 +155,5 @@ def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: 
         }  # fmt: skip
     nbytes = N * C * S * itemsize
     share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes, lanes)
-    past = nbytes >= past_bytes(BACKWARD_PAST_SHARE)
+    past = nbytes >= past_bytes(BACKWARD_PAST_SHARE, SHARED_CACHE_PAST_BYTES)
     return work | share | {"PAST": int(past)}

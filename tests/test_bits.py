@@ -98,7 +98,7 @@ def test_same_bits_past_the_caches_at_any_alignment(rng, monkeypatch, layout, dt
     x, dy = (in_layout(normal(rng, shape, dtype), layout) for _ in range(2))
     _, mean, rstd = numbagn.group_norm_forward(x, 3)
     want, dx = numbagn.group_norm(x, 3), numbagn.group_norm_backward(dy, x, mean, rstd, 3)[0]
-    monkeypatch.setattr(_schedule, "past_bytes", lambda share: 0)
+    monkeypatch.setattr(_schedule, "past_bytes", lambda *_: 0)
     _calls.forget_plans()
     try:
         for parallel in (1 << 62, 0):
@@ -150,7 +150,7 @@ def test_any_parts_give_right_numbers_and_the_same_bits_serial_or_parallel(
             seen = []
             for parallel, past in ((1 << 62, 1 << 40), (0, 1 << 40), (0, 0)):
                 monkeypatch.setattr(_schedule, "PARALLEL_BYTES", parallel)
-                monkeypatch.setattr(_schedule, "past_bytes", lambda share, past=past: past)
+                monkeypatch.setattr(_schedule, "past_bytes", lambda *_, past=past: past)
                 _calls.forget_plans()
                 y, mean, rstd = numbagn.group_norm_forward(x, groups, w, b, activation="silu")
                 seen.append([y, *numbagn.group_norm_backward(dy, x, mean, rstd, groups, w, b, activation="silu")])
