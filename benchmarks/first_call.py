@@ -1,4 +1,4 @@
-"""A fresh process that times its imports and its first calls: `python -m benchmarks.first_call 1,32,1,1 8`.
+"""A fresh process that times its imports and its first calls: `python -P benchmarks/first_call.py 1,32,1,1 8`.
 
 It stands alone, because importing anything of the benchmarks would import NumPy and Numba before the clock runs.
 """
