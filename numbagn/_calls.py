@@ -4,6 +4,7 @@ The first three steps of a call give the same for all arguments of the same kind
 `Plan` keeps that, so that the next such call is a lookup, the allocations and the kernel.
 """
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -51,6 +52,10 @@ def forget_plans() -> None:
     """Forget all plans, for those who change a threshold."""
     _plans.clear()
     _shares.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):  # in a child the number of threads may be another
+    os.register_at_fork(after_in_child=forget_plans)
 
 
 def forward(
@@ -259,7 +264,7 @@ def _share(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]
 
 @lru_cache(maxsize=4096)
 def _shares(direction: str, *sizes: int) -> dict[str, int]:
-    share: dict[str, int] = getattr(_schedule, direction)(*sizes, _schedule.threads())
+    share: dict[str, int] = getattr(_schedule, direction)(*sizes)
     return share
 
 

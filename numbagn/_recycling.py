@@ -39,6 +39,16 @@ _buffers: list[Buffer] = []
 _lock = threading.Lock()
 
 
+def _in_child() -> None:
+    """Another thread may have held the lock when the process was forked."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
 def array_like(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
     """Like `numpy.empty_like(x, dtype, subok=False)`."""
     empty = np.empty_like(x, dtype, subok=False)

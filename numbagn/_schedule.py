@@ -10,9 +10,10 @@ from functools import lru_cache
 from math import gcd
 from pathlib import Path
 
+from ._threads import limit
 from .kernels.geometry import CHANNELS_LAST, FEW_CHANNELS
 
-__all__ = ["backward", "forward", "threads"]
+__all__ = ["backward", "cache_bytes", "forward"]
 
 # Elements of one part: enough that its own cost is hidden (a call and a few float64 operations), few enough that a
 # block of some MiB feeds all threads. 16384 to 65536 measured the same.
@@ -46,14 +47,6 @@ USUAL_CACHE_BYTES = 32 << 20
 TASKS_PER_THREAD = 4
 # Tables of scratch, each PITCH values for a task: see the kernels.
 FORWARD_TABLES_LAST, BACKWARD_TABLES_LAST, TABLES_FIRST = 6, 9, 2
-
-
-@lru_cache(maxsize=1)
-def threads() -> int:
-    """The most threads Numba may use in this process."""
-    from numba import config
-
-    return int(config.NUMBA_NUM_THREADS)
 
 
 @lru_cache(maxsize=1)
@@ -102,9 +95,11 @@ def _elements(C: int, S: int, width: int) -> int:
     return -(-C * S // width) * width if 1 < S < width else 0
 
 
-def _shared(units: int, steps: int, nbytes: int, lanes: int, indivisible: bool = False) -> dict[str, int]:
+def _shared(units: int, steps: int, nbytes: int, indivisible: bool = False) -> dict[str, int]:
     """Parallel or not, and if so over whole blocks or in phases over parts of them."""
-    parallel = nbytes + UNIT_BYTES * units >= PARALLEL_BYTES and lanes > 1 and steps > 1
+    # a small call does not ask, since that starts the threads
+    lanes = limit() if nbytes + UNIT_BYTES * units >= PARALLEL_BYTES and steps > 1 else 1
+    parallel = lanes > 1
     # whole blocks keep a block in its thread's cache; phases share out what is too few or uneven in blocks
     whole = not parallel or indivisible or (units >= lanes and (units % lanes == 0 or units >= 4 * lanes))
     return {
@@ -115,8 +110,8 @@ def _shared(units: int, steps: int, nbytes: int, lanes: int, indivisible: bool =
     }
 
 
-def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool, lanes: int) -> dict[str, int]:
-    """Shares of the forward pass; `dense`: no array has gaps between positions, `lanes`: the number of threads."""
+def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool) -> dict[str, int]:
+    """Shares of the forward pass; `dense`: no array has gaps between positions."""
     size, width = C // G * S, _width(itemsize)
     if layout == CHANNELS_LAST:
         work = {"UNITS": N} | _rows(C, S, width, dense, PART_POSITIONS)
@@ -131,7 +126,7 @@ def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: b
     nbytes = N * C * S * itemsize
     # blocks of one vector have a loop of their own
     indivisible = layout != CHANNELS_LAST and max(size, S + 1) <= width
-    share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], nbytes, lanes, indivisible)
+    share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], nbytes, indivisible)
     if share["PARALLEL"]:
         past = nbytes >= past_bytes(FORWARD_PAST_SHARE_PARALLEL, SHARED_CACHE_PAST_BYTES_PARALLEL)
     else:
@@ -139,7 +134,7 @@ def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: b
     return work | share | {"PAST": int(past)}
 
 
-def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool, lanes: int) -> dict[str, int]:
+def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool) -> dict[str, int]:
     """Shares of the backward pass."""
     D, width = C // G, _width(itemsize)
     if layout == CHANNELS_LAST:
@@ -154,6 +149,6 @@ def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: 
             "RUN": run, "PIECES": pieces, "PITCH": pitch, "SLOT": TABLES_FIRST * pitch,
         }  # fmt: skip
     nbytes = N * C * S * itemsize
-    share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes, lanes)
+    share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes)
     past = nbytes >= past_bytes(BACKWARD_PAST_SHARE, SHARED_CACHE_PAST_BYTES)
     return work | share | {"PAST": int(past)}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cases import DTYPES, LAYOUTS, close, error, in_layout, normal
+from command_line import shell
 
 import numbagn
 from numbagn import reference
@@ -145,3 +146,25 @@ def test_float64_is_as_good_as_the_definition(rng, one_thread):
     exact = x.astype(np.longdouble).reshape(2, 2, -1) - 1e8
     want = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
     assert np.abs(numbagn.group_norm(x, 2).reshape(want.shape) - want).max() < 1e-14
+
+
+def test_float16_on_a_processor_that_does_not_convert_it():
+    """There Numba would call a function that is not there, and the process would end."""
+    code = """
+import numpy as np, numbagn
+from numbagn.kernels import memory
+assert not memory.CONVERTS_HALVES
+x = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(1, 16, 4096).copy()
+x[~np.isfinite(x)] = 1
+x = np.concatenate([x, x * np.float16(0.001), np.full_like(x, 1e-7)])
+y = numbagn.group_norm(x, 16)
+want = numbagn.reference.group_norm(x, 16)[0].astype(np.float16)
+print((y == want).mean() > 0.999, np.abs(y.astype(float) - want).max() < 0.01)
+x[0, 0, :3] = np.nan, np.inf, 1
+y = numbagn.group_norm(x, 16)
+print(np.isnan(y[0, 0]).all(), not np.isnan(y[0, 1:]).any())
+big = numbagn.group_norm(x[1:2], 16, np.full(16, 60000, np.float32), np.full(16, -5.0, np.float32))
+print(np.isinf(big).any(), big.dtype)
+"""
+    done = shell(code=code, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    assert (done.stderr, done.stdout.split()) == ("", ["True", "True", "True", "True", "True", "float16"])

@@ -10,6 +10,7 @@ import time
 import warnings
 
 from numba import njit, typeof
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.extending import overload
 
 from .formulas import ACTIVATIONS
@@ -51,6 +52,14 @@ overload(activate)(_chosen_by_code(0, lambda z, activation: z))
 overload(slope)(_chosen_by_code(1, lambda z, activation: 1.0))
 
 # ------------------------------------------------------------------------------------------------------ entry points
+
+if hasattr(os, "register_at_fork"):
+    # a child forked while another thread compiles would wait for ever for that thread to release Numba's lock
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 SOURCES = (
     "compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "results", "tables", "forward",

@@ -7,7 +7,8 @@ Numba has no half arrays.
 import platform
 
 from llvmlite import ir
-from numba import types
+from llvmlite.binding import get_host_cpu_features
+from numba import config, types
 from numba.core import cgutils
 from numba.core.extending import intrinsic, models, register_model
 
@@ -36,13 +37,54 @@ class PointerModel(models.PrimitiveModel):
 # ------------------------------------------------------------------------------------- storage kinds: widen and narrow
 
 
+def _converts_halves():
+    """Whether the processor Numba compiles for converts float16; LLVM else calls a function that is not there."""
+    if not X86:
+        return True
+    if config.CPU_NAME is None and config.CPU_FEATURES is None:
+        return bool(get_host_cpu_features().get("f16c"))
+    return "+f16c" in (config.CPU_FEATURES or "")
+
+
+CONVERTS_HALVES = _converts_halves()
+
+
 def _widen_f16(builder, raw, vector):
-    half = builder.bitcast(raw, llvm_vector(vector, F16))
-    return builder.fpext(half, llvm_vector(vector))
+    if CONVERTS_HALVES:
+        return builder.fpext(builder.bitcast(raw, llvm_vector(vector, F16)), llvm_vector(vector))
+    # exponent and mantissa moved into place make the number but for 2**112, subnormal ones too
+    wide, floats = llvm_vector(vector, I32), llvm_vector(vector)
+    bits = builder.zext(raw, wide)
+    size = builder.shl(builder.and_(bits, splat_int(wide, 0x7FFF)), splat_int(wide, 13))
+    scaled = builder.fmul(builder.bitcast(size, floats), ir.Constant(floats, [2.0**112] * vector.lanes))
+    size_bits = builder.bitcast(scaled, wide)
+    special = builder.icmp_unsigned(">=", size, splat_int(wide, 0x7C00 << 13))
+    size_bits = builder.select(special, builder.or_(size_bits, splat_int(wide, 0x7F800000)), size_bits)
+    sign = builder.shl(builder.and_(bits, splat_int(wide, 0x8000)), splat_int(wide, 16))
+    return builder.bitcast(builder.or_(size_bits, sign), floats)
 
 
 def _narrow_f16(builder, value, vector):
-    return builder.bitcast(builder.fptrunc(value, llvm_vector(vector, F16)), llvm_vector(vector, I16))
+    if CONVERTS_HALVES:
+        return builder.bitcast(builder.fptrunc(value, llvm_vector(vector, F16)), llvm_vector(vector, I16))
+    wide, floats = llvm_vector(vector, I32), llvm_vector(vector)
+    bits = builder.bitcast(value, wide)
+    size = builder.and_(bits, splat_int(wide, 0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(size, splat_int(wide, 13)), splat_int(wide, 1))
+    # to nearest even, the exponent 112 less
+    normal = builder.add(size, builder.add(odd, splat_int(wide, (0xFFF - (112 << 23)) & 0xFFFFFFFF)))
+    normal = builder.lshr(normal, splat_int(wide, 13))
+    # added to 1/2, a number below 2**-14 is rounded to multiples of 2**-24, which are counted from there
+    half = ir.Constant(floats, [0.5] * vector.lanes)
+    counted = builder.bitcast(builder.fadd(builder.bitcast(size, floats), half), wide)
+    counted = builder.sub(counted, splat_int(wide, 0x3F000000))
+    small = builder.icmp_unsigned("<", size, splat_int(wide, 0x38800000))
+    large = builder.icmp_unsigned(">=", size, splat_int(wide, 0x477FF000))
+    nan = builder.icmp_unsigned(">", size, splat_int(wide, 0x7F800000))
+    special = builder.select(nan, splat_int(wide, 0x7E00), splat_int(wide, 0x7C00))
+    result = builder.select(large, special, builder.select(small, counted, normal))
+    sign = builder.and_(builder.lshr(bits, splat_int(wide, 16)), splat_int(wide, 0x8000))
+    return builder.trunc(builder.or_(result, sign), llvm_vector(vector, I16))
 
 
 def _widen_bf16(builder, raw, vector):

@@ -1,0 +1,75 @@
+"""How many threads a kernel may use: one wherever Numba's threading layers cannot bear more.
+
+Under `workqueue` the process is aborted when a second thread enters a parallel kernel, ours or anybody's, while one
+runs. Under GNU OpenMP a child forked after its parent's pool had started is killed when it enters one; under TBB one
+forked from another than the main thread is not sure to work. In all these places the serial kernels run, which give the
+same bits. OpenMP's threads also wait for each other spinning: where a container
+may use less processor time than it sees cores, that was measured to cost twenty times the call.
+"""
+
+import os
+import sys
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = ["limit"]
+
+_serial = False  # in this process, as it was forked
+_forks_from_main = True
+
+
+@lru_cache(maxsize=1)
+def limit() -> int:
+    """The most threads a kernel of this process may use; the first call starts Numba's threads."""
+    import multiprocessing
+
+    import numba
+
+    visible = int(numba.config.NUMBA_NUM_THREADS)
+    if visible == 1 or _serial:
+        return 1
+    # the start of the threads asks for multiprocessing's start method, which fixes it for the user
+    method = multiprocessing.get_start_method(allow_none=True)
+    numba.get_num_threads()
+    if method is None:
+        multiprocessing.set_start_method(None, force=True)
+    layer = numba.threading_layer()
+    if layer == "workqueue" or (layer == "omp" and _allowance() < visible):
+        return 1
+    return visible
+
+
+def _allowance() -> float:
+    """The processors' time a container may use, in processors; infinity where nothing limits it."""
+    try:  # version 2 of Linux' control groups, then version 1
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        folder = Path("/sys/fs/cgroup/cpu")
+        try:
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii")
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
+        except (OSError, ValueError):
+            return float("inf")
+    try:
+        share = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return float("inf")
+    return share if share > 0 else float("inf")
+
+
+def _before_fork() -> None:
+    global _forks_from_main
+    _forks_from_main = threading.current_thread() is threading.main_thread()
+
+
+def _in_child() -> None:
+    global _serial
+    parallel = sys.modules.get("numba.np.ufunc.parallel")
+    layer = getattr(parallel, "_threading_layer", None)
+    _serial = _serial or layer == "omp" or (layer == "tbb" and not _forks_from_main)
+    limit.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)

@@ -1,0 +1,63 @@
+"""How work is shared out: what results depend on follows from shapes alone, what time depends on from the machine."""
+
+import pytest
+
+from numbagn import _schedule
+from numbagn.kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST
+
+BITS = ("UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "ROW", "PITCH")
+SHAPES = [(1, 32, 8, 1), (2, 320, 32, 4096), (1, 16, 1, 1 << 21), (64, 48, 16, 5), (4096, 768, 1, 1), (3, 33, 11, 221)]
+
+
+@pytest.fixture(autouse=True)
+def four_threads(monkeypatch):
+    monkeypatch.setattr(_schedule, "limit", lambda: 4)
+
+
+@pytest.mark.parametrize("direction", [_schedule.forward, _schedule.backward])
+@pytest.mark.parametrize("layout", [CHANNELS_FIRST, CHANNELS_LAST])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+def test_parts_follow_from_the_shape_alone(monkeypatch, direction, layout, itemsize):
+    for shape in SHAPES:
+        seen = []
+        for threads, cache in ((1, 1 << 20), (2, 32 << 20), (64, 480 << 20)):
+            monkeypatch.setattr(_schedule, "limit", lambda threads=threads: threads)
+            monkeypatch.setattr(_schedule, "cache_bytes", lambda cache=cache: cache)
+            share = direction(layout, *shape, itemsize, True)
+            seen.append({name: share.get(name) for name in BITS})
+        assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("direction", [_schedule.forward, _schedule.backward])
+@pytest.mark.parametrize("layout", [CHANNELS_FIRST, CHANNELS_LAST])
+def test_parts_and_pieces_cover_everything_once(direction, layout):
+    for shape in SHAPES:
+        N, C, G, S = shape
+        share = direction(layout, *shape, 4, True)
+        whole = S if layout == CHANNELS_LAST else C // G * S
+        assert (share["PIECES"] - 1) * share["RUN"] < whole <= share["PIECES"] * share["RUN"]
+        summed = S if layout == CHANNELS_LAST or direction is _schedule.backward else whole
+        assert (share["PARTS"] - 1) * share["PART"] < summed <= share["PARTS"] * share["PART"]
+        assert share["UNITS"] == (N if layout == CHANNELS_LAST else N * G)
+
+
+def test_small_work_is_serial_and_large_work_parallel():
+    assert not _schedule.forward(CHANNELS_FIRST, 1, 32, 8, 64, 4, True)["PARALLEL"]
+    assert _schedule.forward(CHANNELS_FIRST, 2, 320, 32, 4096, 4, True)["PARALLEL"]
+    one_group = _schedule.forward(CHANNELS_FIRST, 1, 16, 1, 1 << 21, 4, True)
+    assert one_group["PARALLEL"]
+    assert (one_group["FIRST"], one_group["LAST"]) == (1, 4)  # its parts are shared out
+
+
+@pytest.mark.parametrize(("mebibytes", "past"), [(0, False), (32, False), (480, True), (1, True)])
+def test_large_results_go_past_the_caches_by_the_size_of_the_last(monkeypatch, mebibytes, past):
+    monkeypatch.setattr(_schedule, "limit", lambda: 1)
+    monkeypatch.setattr(_schedule, "cache_bytes", lambda: mebibytes << 20)
+    assert _schedule.forward(CHANNELS_FIRST, 1, 256, 32, 8192, 4, True)["PAST"] == past  # 8 MiB
+    assert not _schedule.forward(CHANNELS_FIRST, 1, 32, 8, 64, 4, True)["PAST"]
+    assert _schedule.forward(CHANNELS_FIRST, 1, 256, 32, 65536, 4, True)["PAST"]
+
+
+def test_the_size_of_the_last_cache_is_known_or_said_to_be_unknown():
+    size = _schedule.cache_bytes.__wrapped__()
+    assert size == 0 or 1 << 18 <= size <= 1 << 32

@@ -1,0 +1,182 @@
+"""Threads and forks, each in a process of its own with a time limit: right bits, no abort, no hang."""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import shell
+
+from numbagn import _threads
+
+BEGIN = """
+import os, signal, sys, threading
+import numpy as np, numba, numbagn
+signal.alarm(100)
+x = np.random.default_rng(0).standard_normal((8, 16, 48, 50)).astype(np.float32)
+want = np.concatenate([numbagn.group_norm(x[i : i + 1], 4) for i in range(8)])  # too small for several threads
+
+def right():
+    return numbagn.group_norm(x, 4).tobytes() == want.tobytes()
+
+def in_child(check=right):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if check() else 1)
+    return os.waitpid(pid, 0)[1]
+
+@numba.njit(parallel=True, cache=False)
+def foreign(a):
+    for i in numba.prange(a.size):
+        a[i] += 1
+"""
+# where pip puts it, which is not where the system looks for it
+TBB = Path(sys.prefix) / "lib" / "libtbb.so.12"
+LAYERS = [
+    "omp",
+    "workqueue",
+    pytest.param("tbb", marks=pytest.mark.skipif(not TBB.exists(), reason="tbb is not installed by pip")),
+]
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+
+def run(code, layer="omp", **variables):
+    if layer == "tbb":
+        variables["LD_LIBRARY_PATH"] = str(TBB.parent)
+    done = shell(code=BEGIN + code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4", **variables)
+    # ended processes of a pool leave Numba's semaphore to the tracker, which says so, as Numba does of forks under TBB
+    usual = ("resource_tracker", "warnings.warn", "Attempted to fork from a non-main thread")
+    said = [line for line in done.stderr.splitlines() if not any(words in line for words in usual)]
+    assert (done.returncode, said) == (0, []), (done.returncode, done.stderr)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_many_python_threads_at_once_and_a_foreign_kernel(layer):
+    code = """
+assert right()
+ok = []
+def work():
+    ok.append(all(right() for _ in range(40)))
+def other():
+    a = np.zeros(1000)
+    for _ in range(300):
+        foreign(a)
+    ok.append((a == 300).all())
+threads = [threading.Thread(target=work) for _ in range(8)] + [threading.Thread(target=other)]
+for t in threads: t.start()
+for t in threads: t.join()
+print(len(ok), all(ok), numba.threading_layer())
+"""
+    assert run(code, layer) == ["9", "True", layer]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_an_executor_of_asyncio(layer):
+    code = """
+import asyncio
+async def main():
+    loop = asyncio.get_running_loop()
+    return await asyncio.gather(*(loop.run_in_executor(None, right) for _ in range(60)))
+print(all(asyncio.run(main())))
+"""
+    assert run(code, layer) == ["True"]
+
+
+@forks
+@pytest.mark.parametrize("layer", LAYERS)
+def test_fork_after_use(layer):
+    code = """
+assert right()
+statuses = [in_child() for _ in range(3)]
+def from_thread():
+    statuses.append(in_child())
+t = threading.Thread(target=from_thread); t.start(); t.join()
+statuses.append(in_child(lambda: right() and in_child() == 0))
+print(statuses, right())
+"""
+    assert run(code, layer) == ["[0,", "0,", "0,", "0,", "0]", "True"]
+
+
+@forks
+@pytest.mark.parametrize("layer", LAYERS)
+def test_fork_before_use(layer):
+    assert run("print(in_child(), right(), in_child())", layer) == ["0", "True", "0"]
+
+
+@forks
+def test_fork_after_a_foreign_kernel_alone_started_the_threads():
+    assert run("foreign(np.zeros(8)); print(in_child(), right())") == ["0", "True"]
+
+
+@forks
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing(method):
+    code = f"""
+import multiprocessing
+assert right()
+with multiprocessing.get_context({method!r}).Pool(2) as pool:
+    got = [pool.apply_async(numbagn.group_norm, (x, 4)) for _ in range(4)]
+    print(all(g.get(80).tobytes() == want.tobytes() for g in got))
+"""
+    assert run(code) == ["True"]
+
+
+@forks
+def test_fork_while_another_thread_compiles():
+    code = """
+import time
+assert right()
+begun = threading.Event()
+def compiles():
+    begun.set()
+    numbagn.group_norm(x.astype(np.float64), 4, activation="gelu_tanh")
+t = threading.Thread(target=compiles); t.start()
+begun.wait(); time.sleep(0.5)
+print(in_child(lambda: right() and numbagn.group_norm(x[:1].astype(np.float16), 4) is not None))
+t.join()
+"""
+    assert run(code, NUMBAGN_CACHE="0") == ["0"]
+
+
+def test_the_start_method_is_still_the_users_to_choose():
+    code = """
+import multiprocessing
+assert right()
+multiprocessing.set_start_method("spawn")
+print(multiprocessing.get_start_method())
+"""
+    assert run(code) == ["spawn"]
+
+
+def test_a_small_call_starts_no_threads():
+    code = """
+print("numba.np.ufunc.omppool" in sys.modules)
+"""
+    assert run(code) == ["False"]
+
+
+@pytest.mark.parametrize(("text", "allowance"), [("max 100000", math.inf), ("150000 100000", 1.5), ("", math.inf)])
+def test_what_a_container_may_use(monkeypatch, text, allowance):
+    def read(path, encoding):
+        if path.name == "cpu.max" and text:
+            return text
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(_threads.Path, "read_text", read)
+    assert _threads._allowance() == allowance
+
+
+def test_one_thread_where_a_container_may_use_less_than_it_sees(monkeypatch):
+    monkeypatch.setattr(_threads, "_allowance", lambda: 1.5)
+    _threads.limit.cache_clear()
+    import numba
+
+    try:
+        expected = 1 if numba.threading_layer() in ("omp", "workqueue") else numba.config.NUMBA_NUM_THREADS
+        assert _threads.limit() == expected
+    except ValueError:  # no layer loaded yet
+        assert _threads.limit() in (1, numba.config.NUMBA_NUM_THREADS)
+    finally:
+        _threads.limit.cache_clear()
