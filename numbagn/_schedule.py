@@ -38,7 +38,7 @@ FORWARD_PAST_SHARE, FORWARD_PAST_SHARE_PARALLEL, BACKWARD_PAST_SHARE = 9 / 32, 2
 # from the third on:
 #   480 MiB cache  forward, 1 thread, the same array    8 MiB 0.93   10 MiB 1.02  15 MiB 0.97  64 MiB 0.61
 #                  ... an array last used 50 ms ago     8 MiB 0.81   10 MiB 0.53  15 MiB 0.59
-#                  forward, 2 threads                   8 MiB 1.09   10 MiB 1.10  15 MiB 1.15  64 MiB 0.65
+#                  forward, 2 threads                   8 MiB 1.09   12 MiB 1.08  15 MiB 1.10  64 MiB 0.65
 #                  backward, 1 and 2 threads            8 MiB 1.12 and 1.09       15 MiB 0.80 and 1.03
 SHARED_CACHE_BYTES, SHARED_CACHE_PAST_BYTES, SHARED_CACHE_PAST_BYTES_PARALLEL = 128 << 20, 4 << 20, 16 << 20
 # The last-level cache where the system does not tell.
