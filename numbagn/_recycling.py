@@ -69,8 +69,13 @@ _NOBODY = _references([np.empty(1)], 0)
 
 
 def _taken(size: int) -> Buffer:
-    """A buffer of `size` bytes that nobody uses, kept for later too."""
-    with _lock:
+    """A buffer of `size` bytes that nobody uses, kept for later too; ordinary memory while another call looks for one.
+
+    Nobody waits here: a signal handler or a finalizer that came in between would wait for its own thread.
+    """
+    if not _lock.acquire(blocking=False):
+        return np.empty(size, np.uint8)
+    try:
         for i in range(len(_buffers)):
             if _buffers[i].size == size and _references(_buffers, i) == _NOBODY:
                 return _buffers[i]
@@ -86,3 +91,5 @@ def _taken(size: int) -> Buffer:
         buffer = np.empty(size, np.uint8)
         _buffers.append(buffer)
         return buffer
+    finally:
+        _lock.release()
