@@ -4,7 +4,6 @@ The first three steps of a call give the same for all arguments of the same kind
 `Plan` keeps that, so that the next such call is a lookup, the allocations and the kernel.
 """
 
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from ._arrays import flat
 from ._dtypes import STORED
 from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
+from ._threads import at_fork
 from .kernels.geometry import CHANNELS_LAST, FIELDS
 
 __all__ = ["backward", "forget_plans", "forward"]
@@ -54,8 +54,7 @@ def forget_plans() -> None:
     _shares.cache_clear()
 
 
-if hasattr(os, "register_at_fork"):  # in a child the number of threads may be another
-    os.register_at_fork(after_in_child=forget_plans)
+at_fork(after_in_child=forget_plans)  # there the number of threads may be another
 
 
 def forward(

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ._threads import at_fork
+
 __all__ = ["LEAST_BYTES", "array_like"]
 
 # Smaller results the C library recycles by itself, as a rule (10 MiB were seen both ways: 0.82 and 1.43 ms).
@@ -45,8 +47,7 @@ def _in_child() -> None:
     _lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+at_fork(after_in_child=_in_child)
 
 
 def array_like(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:

@@ -3,20 +3,27 @@
 Under `workqueue` the process is aborted when a second thread enters a parallel kernel, ours or anybody's, while one
 runs. Under GNU OpenMP a child forked after its parent's pool had started is killed when it enters one; under TBB one
 forked from another than the main thread is not sure to work. In all these places the serial kernels run, which give the
-same bits. OpenMP's threads also wait for each other spinning: where a container
-may use less processor time than it sees cores, that was measured to cost twenty times the call.
+same bits. OpenMP's threads also wait for each other spinning: where a container may use less processor time than it
+sees cores, that was measured to cost twenty times the call.
 """
 
 import os
 import sys
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["limit"]
+__all__ = ["at_fork", "limit"]
 
 _serial = False  # in this process, as it was forked
 _forks_from_main = True
+
+
+def at_fork(**hooks: Callable[[], object]) -> None:
+    """`os.register_at_fork`, where processes can be forked."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(**hooks)
 
 
 @lru_cache(maxsize=1)
@@ -71,5 +78,4 @@ def _in_child() -> None:
     limit.cache_clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+at_fork(before=_before_fork, after_in_child=_in_child)

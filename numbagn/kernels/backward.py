@@ -18,9 +18,9 @@ from numba import prange
 from .backward_first import steps_first
 from .backward_last import steps_last
 from .compiled import entry
-from .forward import steps_in
-from .geometry import C, CHANNELS_FIRST, FIRST, G, LAST, N, PARTS, SLOT, SLOTS
+from .geometry import C, CHANNELS_FIRST, FIRST, G, LAST, N, PARTS, SLOT, SLOTS, UNITS
 from .memory import absent, offset, pointer, values
+from .phases import steps_of_unit
 from .vectors import code
 
 
@@ -40,7 +40,7 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, activatio
         totals_at = blocks_at + 3 * dims[N] * dims[G]
         sums, block, totals = work[:blocks_at], work[blocks_at:totals_at], work[totals_at:]
         for phase in range(dims[FIRST], dims[LAST]):
-            steps = steps_in(phase, dims)
+            steps = dims[UNITS] * steps_of_unit(phase, dims)
             tasks = min(steps, dims[SLOTS]) if parallel else 1
             # over the (n, g) blocks or parts of them, a stretch of neighbours to each task
             for t in prange(tasks):

@@ -5,9 +5,10 @@ from .geometry import (
     B_C, B_N, C, D, DRES_N, DY_N, G, N, PART, PARTS, PAST, PIECES, RES_N, RUN, S, SETTLE, SKIP_N, SUM, SUMS, WHOLE,
     WRITE, W_C, W_N, X_N, Y_N,
 )  # fmt: skip
-from .memory import lanes, splat, store, streamed, until_aligned, values
+from .memory import lanes, splat, store, streamed, values
 from .moments import CHUNK, coefficients, final_shift
-from .results import ALIGN_FROM, upstream, write_gradient
+from .phases import steps_of_unit
+from .results import aligned_from, upstream, write_gradient
 from .tables import along, element_parameters, expand
 from .vectors import doubles, fma, join, lane_sum
 
@@ -137,11 +138,10 @@ def write_channels(
     dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, pdy, px, ps, pr, pdx, pdr, weight, bias, h, h_skip, rstd_2,
     lack, r, by_d, constant, act,
 ):  # fmt: skip
-    """Elements start .. stop - 1 of a block whose channels are a vector or longer, as `forward.write_channels`."""
+    """Elements start .. stop - 1 of a block, its channels a vector or longer: see `forward_first.write_channels`."""
     width, s_count = lanes(px), dims[S]
-    i, aligned, past = start, start, 0
-    if stop - start >= ALIGN_FROM * width:
-        aligned, past = start + until_aligned(pdx, idx + start), dims[PAST]
+    i = start
+    aligned, past = aligned_from(dims, pdx, idx, start, stop)
     c = start // s_count
     end = (c + 1) * s_count
     wi, bi = n * dims[W_N] + g * dims[D] * dims[W_C], n * dims[B_N] + g * dims[D] * dims[B_C]
@@ -183,9 +183,8 @@ def write_elements(
     """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
     width = lanes(px)
     pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, base, weight, bias, slot)
-    i, aligned, past = start, start, 0
-    if stop - start >= ALIGN_FROM * width:
-        aligned, past = start + until_aligned(pdx, idx + start), dims[PAST]
+    i = start
+    aligned, past = aligned_from(dims, pdx, idx, start, stop)
     while i < stop:
         if i >= aligned:
             while i + width <= stop:
@@ -208,8 +207,7 @@ def write_elements(
 @device
 def steps_first(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block, act):
     """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
-    steps, pieces = dims[SUMS], dims[PIECES]
-    per_block = steps if phase == SUM else (pieces if phase == WRITE else 1)
+    steps, pieces, per_block = dims[SUMS], dims[PIECES], steps_of_unit(phase, dims)
     u, first, expanded = low // per_block, low % per_block, -1
     n, g = u // dims[G], u % dims[G]
     while low < high:

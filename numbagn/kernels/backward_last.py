@@ -6,9 +6,10 @@ from .geometry import (
     B_C, B_N, C, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, N, PART, PARTS, PAST, PIECES, PITCH, RES_N, RES_R, ROW,
     RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
-from .memory import accumulate, doubles_at, lanes, load, load_one, offset, splat, store_one, streamed, until_aligned
+from .memory import accumulate, doubles_at, lanes, load, load_one, offset, splat, store_one, streamed
 from .moments import coefficients, final_shift
-from .results import ALIGN_FROM, upstream, write_gradient
+from .phases import steps_of_unit
+from .results import aligned_from, upstream, write_gradient
 from .tables import ROWS_IN_REGISTERS, clear, fold, repeat
 from .vectors import fma
 
@@ -155,11 +156,10 @@ def write_pieces_last(dims, n, low, high, pdy, px, ps, pr, pdx, pdr, slot, weigh
 
 @device
 def write_span(dims, idy, ix, i_skip, ir, idx, idr, length, pdy, px, ps, pr, pdx, pdr, slot, act):
-    """dx and dresidual for `length` consecutive values, as `forward.write_span`."""
+    """dx and dresidual for `length` consecutive values, as `forward_last.write_span`."""
     width, row, pitch = lanes(px), dims[ROW], dims[PITCH]
-    i, c, aligned, past = 0, 0, 0, 0
-    if length >= ALIGN_FROM * width:
-        aligned, past = until_aligned(pdx, idx), dims[PAST]
+    i, c = 0, 0
+    aligned, past = aligned_from(dims, pdx, idx, 0, length)
     while i < length:
         if i >= aligned:
             last = min(length - width, i + row - 1 - c)
@@ -193,8 +193,7 @@ def write_column(idy, ix, i_skip, ir, idx, idr, c, pdy, px, ps, pr, pdx, pdr, sl
 @device
 def steps_last(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block, act):
     """Channels last: steps low .. high - 1 of a phase, taken together as far as they are of one sample."""
-    parts, pieces = dims[PARTS], dims[PIECES]
-    per_sample = parts if phase == SUM else (pieces if phase == WRITE else 1)
+    parts, pieces, per_sample = dims[PARTS], dims[PIECES], steps_of_unit(phase, dims)
     while low < high:
         n, first = low // per_sample, low % per_sample
         count = min(high - low, per_sample - first)

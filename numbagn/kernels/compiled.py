@@ -13,6 +13,7 @@ from numba import njit, typeof
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.extending import overload
 
+from .._threads import at_fork
 from .formulas import ACTIVATIONS
 from .vectors import Code
 
@@ -53,17 +54,16 @@ overload(slope)(_chosen_by_code(1, lambda z, activation: 1.0))
 
 # ------------------------------------------------------------------------------------------------------ entry points
 
-if hasattr(os, "register_at_fork"):
-    # a child forked while another thread compiles would wait for ever for that thread to release Numba's lock
-    os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=global_compiler_lock.release,
-    )
+# a child forked while another thread compiles would wait for ever for that thread to release Numba's lock
+at_fork(
+    before=global_compiler_lock.acquire,
+    after_in_parent=global_compiler_lock.release,
+    after_in_child=global_compiler_lock.release,
+)
 
 SOURCES = (
-    "compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "results", "tables", "forward",
-    "forward_first", "forward_last", "backward", "backward_first", "backward_last",
+    "compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "phases", "results", "tables",
+    "forward", "forward_first", "forward_last", "backward", "backward_first", "backward_last",
 )  # fmt: skip
 
 

@@ -7,22 +7,13 @@ and every step writes only what is its own, so the bits do not depend on how the
 
 from numba import prange
 
-from .compiled import device, entry
+from .compiled import entry
 from .forward_first import steps_first
 from .forward_last import steps_last
-from .geometry import CHANNELS_FIRST, FIRST, G, LAST, N, PIECES, SLOT, SLOTS, SUM, SUMS, UNITS, WRITE
+from .geometry import CHANNELS_FIRST, FIRST, G, LAST, N, SLOT, SLOTS, UNITS
 from .memory import absent, offset, pointer, values
+from .phases import steps_of_unit
 from .vectors import code
-
-
-@device
-def steps_in(phase, dims):
-    """How many steps a phase has."""
-    if phase == SUM:
-        return dims[UNITS] * dims[SUMS]
-    if phase == WRITE:
-        return dims[UNITS] * dims[PIECES]
-    return dims[UNITS]
 
 
 @entry
@@ -39,7 +30,7 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, paralle
         count = dims[N] * dims[G]
         mean, rstd, partial = work[:count], work[count : 2 * count], work[2 * count :]
         for phase in range(dims[FIRST], dims[LAST]):
-            steps = steps_in(phase, dims)
+            steps = dims[UNITS] * steps_of_unit(phase, dims)
             tasks = min(steps, dims[SLOTS]) if parallel else 1
             # over the (n, g) blocks or parts of them, a stretch of neighbours to each task
             for t in prange(tasks):

@@ -4,9 +4,10 @@ from .compiled import device
 from .geometry import (
     B_C, B_N, D, G, PART, PARTS, PAST, PIECES, RES_N, RUN, S, SETTLE, SKIP_N, SUM, WHOLE, WRITE, W_C, W_N, X_N, Y_N,
 )  # fmt: skip
-from .memory import lanes, splat, streamed, until_aligned
+from .memory import lanes, splat, streamed
 from .moments import coefficients, difference, final_shift, settle, shifted_sums, shifts
-from .results import ALIGN_FROM, write_vector
+from .phases import steps_of_unit
+from .results import aligned_from, write_vector
 from .tables import along, element_parameters, expand
 from .vectors import doubles, fma, join, lane_sum
 
@@ -105,9 +106,8 @@ def write_channels(
     """Elements start .. stop - 1 of a block whose channels are a vector or longer, in whole aligned vectors."""
     width, s_count = lanes(px), dims[S]
     h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
-    i, aligned, past = start, start, 0
-    if stop - start >= ALIGN_FROM * width:
-        aligned, past = start + until_aligned(py, iy + start), dims[PAST]
+    i = start
+    aligned, past = aligned_from(dims, py, iy, start, stop)
     c = start // s_count
     end = (c + 1) * s_count
     wi, bi = n * dims[W_N] + g * dims[D] * dims[W_C], n * dims[B_N] + g * dims[D] * dims[B_C]
@@ -145,9 +145,8 @@ def write_elements(
     h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
     width = lanes(px)
     pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, block, weight, bias, slot)
-    i, aligned, past = start, start, 0
-    if stop - start >= ALIGN_FROM * width:
-        aligned, past = start + until_aligned(py, iy + start), dims[PAST]
+    i = start
+    aligned, past = aligned_from(dims, py, iy, start, stop)
     while i < stop:
         if i >= aligned:
             while i + width <= stop:
@@ -173,8 +172,7 @@ def steps_first(phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias,
     if dims[S] < lanes(px) and dims[D] * dims[S] <= lanes(px):
         one_vector_blocks(dims, low, high, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, act)
         return
-    parts, pieces = dims[PARTS], dims[PIECES]
-    per_block = parts if phase == SUM else (pieces if phase == WRITE else 1)
+    parts, pieces, per_block = dims[PARTS], dims[PIECES], steps_of_unit(phase, dims)
     u, first, expanded = low // per_block, low % per_block, -1
     n, g = u // dims[G], u % dims[G]
     while low < high:  # without divisions, which are slow: with blocks of 15 elements they took an eighth of the time

@@ -5,9 +5,10 @@ from .geometry import (
     B_C, B_N, C, D, DENSE, G, PART, PARTS, PAST, PIECES, PITCH, RES_N, RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R,
     SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
-from .memory import accumulate, doubles_at, lanes, load, offset, splat, store_one, streamed, until_aligned
+from .memory import accumulate, doubles_at, lanes, load, offset, splat, store_one, streamed
 from .moments import coefficients, difference, final_shift, settle, shifts
-from .results import ALIGN_FROM, write_vector
+from .phases import steps_of_unit
+from .results import aligned_from, write_vector
 from .tables import ROWS_IN_REGISTERS, clear, fold, group_sum, repeat
 from .vectors import fma
 
@@ -147,9 +148,8 @@ def write_pieces_last(dims, n, low, high, px, ps, pr, py, slot, weight, bias, me
 def write_span(dims, ix, i_skip, ir, iy, length, px, ps, pr, py, slot, act):
     """y for `length` consecutive values, the first at the beginning of a row, in whole aligned vectors."""
     width, row, pitch = lanes(px), dims[ROW], dims[PITCH]
-    i, c, aligned, past = 0, 0, 0, 0
-    if length >= ALIGN_FROM * width:
-        aligned, past = until_aligned(py, iy), dims[PAST]
+    i, c = 0, 0
+    aligned, past = aligned_from(dims, py, iy, 0, length)
     while i < length:
         if i >= aligned:
             last = min(length - width, i + row - 1 - c)
@@ -176,8 +176,7 @@ def write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, c, pitch, count, act,
 @device
 def steps_last(phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
     """Channels last: steps low .. high - 1 of a phase, taken together as far as they are of one sample."""
-    parts, pieces = dims[PARTS], dims[PIECES]
-    per_sample = parts if phase == SUM else (pieces if phase == WRITE else 1)
+    parts, pieces, per_sample = dims[PARTS], dims[PIECES], steps_of_unit(phase, dims)
     while low < high:
         n, first = low // per_sample, low % per_sample
         count = min(high - low, per_sample - first)

@@ -1,13 +1,25 @@
 """One vector of results: y in the forward pass, dx and dresidual in the backward pass."""
 
 from .compiled import activate, device, slope
-from .memory import load, present, store, stream
+from .geometry import PAST
+from .memory import lanes, load, present, store, stream, until_aligned
 from .moments import centred
 from .vectors import fma, keep
 
 # Vectors of a run from which a first, partial one pays that lets the others be aligned. NumPy aligns large arrays to 16
 # bytes, and stores across two cache lines are slow.
 ALIGN_FROM = 16
+
+
+@device
+def aligned_from(dims, ptr, index, start, stop):
+    """(first element of start .. stop - 1 from which whole vectors are aligned, whether they go past the caches).
+
+    `index` is where element 0 stands.
+    """
+    if stop - start < ALIGN_FROM * lanes(ptr):
+        return start, 0
+    return start + until_aligned(ptr, index + start), dims[PAST]
 
 
 @device
