@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from . import _schedule
-from ._arrays import flat
+from ._arrays import flat, view
 from ._dtypes import STORED
 from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
@@ -135,6 +135,8 @@ def backward(
             return dx, *_parameter_gradients(work, gradients, plan.groups[0], weight, bias)
 
     p = problem(x, num_groups, 0.0, channel_axis, activation)
+    weight = None if weight is None else view("weight", weight)  # whose shapes and dtypes their gradients have
+    bias = None if bias is None else view("bias", bias)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
     g = operand("dy", dy, p)

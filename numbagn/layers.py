@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array, float_row
+from ._arrays import as_array, float_row, view
 from ._dtypes import dtype_row, supported
 from ._problem import activation_code, channel_axis_of, epsilon, groups_of, integer, shown
 from ._weights import SPELLINGS, find_parameters
@@ -123,7 +123,7 @@ class GroupNorm:
         shape = (self.num_channels,)
         given = init(shape) if callable(init) else init
         try:
-            values = as_array(name, given) if isinstance(given, np.ndarray) else np.asarray(given)
+            values = as_array(name, given) if hasattr(given, "__dlpack__") else np.asarray(given)
         except ValueError:  # rows of different lengths
             raise ValueError(f"{name} must give a number or shape {shape}, got {shown(given)}") from None
         if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
@@ -135,8 +135,9 @@ class GroupNorm:
     def _check_channels(self, x: Any) -> None:
         """Refuse arrays of another number of channels: without a weight nothing else would."""
         axis = self.channel_axis
-        if isinstance(x, np.ndarray) and -x.ndim <= axis < x.ndim and x.shape[axis] != self.num_channels:
-            raise ValueError(f"x must have {self.num_channels} channels at axis {axis}, got shape {x.shape}")
+        shape = getattr(x, "shape", ())
+        if -len(shape) <= axis < len(shape) and shape[axis] != self.num_channels:
+            raise ValueError(f"x must have {self.num_channels} channels at axis {axis}, got shape {tuple(shape)}")
 
     def __call__(self, x: Any, *, skip: Any = None, residual: Any = None, out: Any = None) -> Any:
         """Normalize x; `numbagn.group_norm` says how."""
@@ -168,10 +169,10 @@ class GroupNorm:
             As `numbagn.group_norm`, and where `out` shares memory with what the backward pass needs.
         """
         self._check_channels(x)
-        for name, needed in (
+        for name, needed in () if out is None else (
             ("x", x), ("weight", self.weight), ("bias", self.bias), ("skip", skip), ("residual", residual),
         ):  # fmt: skip
-            if isinstance(out, np.ndarray) and isinstance(needed, np.ndarray) and np.may_share_memory(out, needed):
+            if needed is not None and np.may_share_memory(view("out", out), view(name, needed)):
                 raise ValueError(f"out must not share memory with {name}, which the backward pass needs")
         y, mean, rstd = group_norm_forward(
             x, self.num_groups, self.weight, self.bias, self.eps,
