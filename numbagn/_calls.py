@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from . import _schedule
-from ._arrays import flat, view
+from ._arrays import flat, in_kind, view
 from ._dtypes import STORED
 from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
@@ -62,6 +62,8 @@ def forward(
     residual: Any, out: Any, with_statistics: bool,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """(y, mean, rstd) of `numbagn.group_norm_forward`; mean and rstd are None unless asked for."""
+    if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
+        return in_kind(forward, locals())
     key = None
     if skip is None and residual is None and type(eps) is float:
         key = _key(eps, x, num_groups, weight, bias, channel_axis, activation, out)
@@ -111,6 +113,8 @@ def backward(
     skip: Any, residual: Any, out: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
+    if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
+        return in_kind(backward, locals())
     key = None
     if skip is None and residual is None and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
         kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype
@@ -135,8 +139,10 @@ def backward(
             return dx, *_parameter_gradients(work, gradients, plan.groups[0], weight, bias)
 
     p = problem(x, num_groups, 0.0, channel_axis, activation)
-    weight = None if weight is None else view("weight", weight)  # whose shapes and dtypes their gradients have
-    bias = None if bias is None else view("bias", bias)
+    weight, bias, residual = (  # whose shapes and dtypes their gradients have
+        None if value is None else view(name, value)
+        for name, value in (("weight", weight), ("bias", bias), ("residual", residual))
+    )
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
     g = operand("dy", dy, p)

@@ -262,12 +262,14 @@ def statistics(name: str, value: Any, p: Problem) -> np.ndarray:
     return np.require(array, np.float64, ("C", "A", "W"))  # writable: the one type kernels are compiled for
 
 
-def output(value: np.ndarray, p: Problem) -> np.ndarray:
+def output(value: Any, p: Problem) -> np.ndarray:
     """Check `out`: what y or dx is to be written to."""
+    as_array("out", value)
+    array: np.ndarray = value
     if value.dtype != p.x.dtype:
         raise TypeError(f"out must have x's dtype {p.x.dtype}, got {value.dtype}")
     if value.shape != p.shape:
         raise ValueError(f"out must have x's shape {p.shape}, got {value.shape}")
     if not value.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
-    return value
+    return array

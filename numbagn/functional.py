@@ -2,9 +2,6 @@
 
 from typing import Any
 
-from numpy import ndarray
-
-from ._arrays import in_kind
 from ._calls import backward, forward
 
 __all__ = ["group_norm", "group_norm_backward", "group_norm_forward"]
@@ -88,8 +85,6 @@ def group_norm(
     >>> numbagn.group_norm(x, 2)[0, 0].round(3)
     array([-1.528, -1.091, -0.655, -0.218], dtype=float32)
     """
-    if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
-        return in_kind(group_norm, locals())
     y: Any
     y, _, _ = forward(x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, out, False)
     return y
@@ -128,8 +123,6 @@ def group_norm_forward(
     TypeError, ValueError
         As `group_norm`.
     """
-    if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
-        return in_kind(group_norm_forward, locals())
     return forward(x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, out, True)
 
 
@@ -183,6 +176,4 @@ def group_norm_backward(
     positions (and samples). The bits of dx, of dresidual and of (N, C) gradients do not depend on the batch, none
     depend on the threads.
     """
-    if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
-        return in_kind(group_norm_backward, locals())
     return backward(dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, out)

@@ -166,10 +166,10 @@ def test_memory_of_a_result_is_not_used_again_while_it_is_held(rng, kind):
 
 
 def test_later_calls_are_as_quick_as_those_of_numpy(rng, kind, monkeypatch):
-    given = {name: kind[0](value) for name, value in arguments(rng).items() if name not in ("skip", "residual")}
-    want = numbagn.group_norm(**given, num_groups=G)
+    x = kind[0](normal(rng, SHAPE, np.float32))
+    want = numbagn.group_norm(x, G)
     monkeypatch.setattr(_calls, "problem", None)  # not asked again
-    assert_same(numbagn.group_norm(**given, num_groups=G), kind[1](want), kind[1])
+    assert_same(numbagn.group_norm(x, G), kind[1](want), kind[1])
 
 
 # ------------------------------------------------------------------------------------------------------------------ out
@@ -304,7 +304,7 @@ def test_under_jit_by_a_callback(rng, one_thread):
     x = to_jax(normal(rng, SHAPE, np.float32))
     jax = sys.modules["jax"]
     for transform in (jax.jit, jax.vmap, jax.grad):
-        with pytest.raises(TypeError, match=r"^x must hold values, got a jax.core.Tracer; .* use jax.pure_callback$"):
+        with pytest.raises(TypeError, match=r"^x must hold values, got a jax.core.Tracer; .* use jax.pure_callback"):
             transform(lambda x: numbagn.group_norm(x[None] if x.ndim == 3 else x, G).sum())(x)
 
     @jax.jit
@@ -320,7 +320,7 @@ def test_statistics_in_jax_are_float64_or_numpys(rng, one_thread):
     y, mean, rstd = numbagn.group_norm_forward(x, G)
     assert isinstance(y, jax.Array)
     assert type(mean) is type(rstd) is np.ndarray
-    with jax.experimental.enable_x64():
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
         _, *statistics = numbagn.group_norm_forward(x, G)
         assert all(isinstance(s, jax.Array) and s.dtype == np.float64 for s in statistics)
         assert same_bits(np.asarray(statistics[0]), mean)
@@ -348,10 +348,10 @@ except TypeError as fault:
 """,
         JAX_PLATFORMS="cpu",
     )
-    assert done.stdout == "True True x must lie in CPU memory, got a jax.Array on TFRT_CPU_0, TFRT_CPU_1\n", done.stderr
+    assert done.stdout.startswith("True True x must lie in CPU memory, got a jax.Array on "), done.stderr
 
 
-# --------------------------------------------------------------------------------------- what is refused, and what to do
+# -------------------------------------------------------------------------------------- what is refused, and what to do
 
 
 def test_hint_for_xarray_keeps_the_labels(rng, one_thread):
