@@ -98,7 +98,7 @@ def forward(
     )  # fmt: skip
     from .kernels.forward import forward_kernel
 
-    kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), p.activation, share["PARALLEL"])
+    kinds = (p.layout, STORED.index(p.dtype.name), _kind(s), _kind(r), p.activation, share["PARALLEL"])
     kernel = forward_kernel(kernel_arguments, *kinds)
     kernel(*kernel_arguments)
     if target is not y:
@@ -165,7 +165,7 @@ def backward(
         from .kernels.backward import backward_kernel
 
         kinds = (
-            p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), p.activation, share["PARALLEL"],
+            p.layout, STORED.index(p.dtype.name), _kind(g), _kind(s), _kind(r), p.activation, share["PARALLEL"],
         )  # fmt: skip
         kernel = backward_kernel(kernel_arguments, *kinds)
         kernel(*kernel_arguments)
@@ -266,7 +266,7 @@ def _statistics(work: Array, groups: tuple[int, int]) -> tuple[Array, Array]:
 def _share(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]:
     """How the work on these arrays is shared out."""
     dense = all(array is None or p.gapless(array) for array in arrays.values())
-    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.x.itemsize, dense)
+    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.result.itemsize, dense)
 
 
 @lru_cache(maxsize=4096)

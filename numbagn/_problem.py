@@ -41,6 +41,11 @@ class Problem(NamedTuple):
         """Elements of x."""
         return self.N * self.C * self.S
 
+    @property
+    def result(self) -> np.dtype:
+        """The dtype of y and dx."""
+        return self.x.dtype if self.dtype.result == self.x.dtype.name else np.dtype(self.dtype.result)
+
     def steps(self, array: np.ndarray) -> tuple[int, int] | None:
         """Elements from sample to sample and from row to row of `array`; None where its memory is not laid out so."""
         return steps_in(array.shape, array.strides, array.itemsize, self.channel_axis, self.order, self.layout)
@@ -262,14 +267,14 @@ def statistics(name: str, value: Any, p: Problem) -> np.ndarray:
     return np.require(array, np.float64, ("C", "A", "W"))  # writable: the one type kernels are compiled for
 
 
-def output(value: Any, p: Problem) -> np.ndarray:
+def output(value: Any, p: Problem, name: str = "x") -> np.ndarray:
     """Check `out`: what y or dx is to be written to."""
     as_array("out", value)
     array: np.ndarray = value
     if value.dtype != p.x.dtype:
-        raise TypeError(f"out must have x's dtype {p.x.dtype}, got {value.dtype}")
+        raise TypeError(f"out must have {name}'s dtype {p.x.dtype}, got {value.dtype}")
     if value.shape != p.shape:
-        raise ValueError(f"out must have x's shape {p.shape}, got {value.shape}")
+        raise ValueError(f"out must have {name}'s shape {p.shape}, got {value.shape}")
     if not value.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
     return array

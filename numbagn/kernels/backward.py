@@ -15,6 +15,7 @@ the first and makes x_hat of d.
 
 from numba import prange
 
+from .._dtypes import RESULT_KINDS
 from .backward_first import steps_first
 from .backward_last import steps_last
 from .compiled import entry
@@ -31,6 +32,7 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, activatio
     It fills dx, dresidual, `work` (sums; m1, m2 and shift of each block; float64 totals of the sums over the samples)
     and the parameters' gradients: dbias, dweight.
     """
+    dx_kind = RESULT_KINDS[x_kind]
 
     def backward(dims, dy, x, skip, residual, dx, dresidual, weight, bias, mean, rstd, work, gradients, scratch):
         if sources == 0:
@@ -45,7 +47,7 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, activatio
             # over the (n, g) blocks or parts of them, a stretch of neighbours to each task
             for t in prange(tasks):
                 low, high = t * steps // tasks, (t + 1) * steps // tasks
-                pdy, px, pdx = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, x_kind)
+                pdy, px, pdx = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, dx_kind)
                 ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
                 if residual_kind < 0:
                     pr, pdr = absent(px), absent(px)

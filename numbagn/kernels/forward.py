@@ -7,6 +7,7 @@ and every step writes only what is its own, so the bits do not depend on how the
 
 from numba import prange
 
+from .._dtypes import RESULT_KINDS
 from .compiled import entry
 from .forward_first import steps_first
 from .forward_last import steps_last
@@ -23,6 +24,7 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, paralle
     The kernel reads flat arrays (storage kinds as given, parameters and scratch in the accumulator's type, statistics
     and partial sums in float64) by the strides in `dims`, and fills y and `work`: mean, rstd, partial sums.
     """
+    y_kind = RESULT_KINDS[x_kind]
 
     def forward(dims, eps, x, skip, residual, y, weight, bias, work, scratch):
         if sources == 0:
@@ -35,7 +37,7 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, paralle
             # over the (n, g) blocks or parts of them, a stretch of neighbours to each task
             for t in prange(tasks):
                 low, high = t * steps // tasks, (t + 1) * steps // tasks
-                px, py = pointer(x, x_kind), pointer(y, x_kind)
+                px, py = pointer(x, x_kind), pointer(y, y_kind)
                 ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
                 pr = absent(px) if residual_kind < 0 else pointer(residual, residual_kind)
                 slot = offset(values(scratch), t * dims[SLOT])

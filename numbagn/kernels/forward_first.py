@@ -2,10 +2,11 @@
 
 from .compiled import device
 from .geometry import (
-    B_C, B_N, D, G, PART, PARTS, PAST, PIECES, RES_N, RUN, S, SETTLE, SKIP_N, SUM, WHOLE, WRITE, W_C, W_N, X_N, Y_N,
+    B_C, B_N, D, G, KEEP_M2, PART, PARTS, PAST, PIECES, RES_N, RUN, S, SETTLE, SKIP_N, SUM, WHOLE, WRITE, W_C, W_N,
+    X_N, Y_N,
 )  # fmt: skip
 from .memory import lanes, splat, streamed
-from .moments import coefficients, difference, final_shift, settle, shifted_sums, shifts
+from .moments import coefficients, difference, final_shift, rstd_of, settle, shifted_sums, shifts
 from .phases import steps_of_unit
 from .results import aligned_from, write_vector
 from .tables import along, element_parameters, expand
@@ -28,7 +29,7 @@ def sum_part_first(dims, n, g, k, px, ps, partial):
 
 @device
 def settle_block_first(dims, n, g, px, ps, partial, mean, rstd, eps):
-    """Mean and rstd of block (n, g) from its partial sums, added in order."""
+    """Mean and rstd (or M2) of block (n, g) from its partial sums, added in order."""
     u = n * dims[G] + g
     size = dims[D] * dims[S]
     x_base, skip_base = n * dims[X_N] + g * size, n * dims[SKIP_N] + g * size
@@ -38,9 +39,10 @@ def settle_block_first(dims, n, g, px, ps, partial, mean, rstd, eps):
         total += partial[at]
         squares += partial[at + 1]
     at = 2 * u * dims[PARTS]
-    mean[u], partial[at + 1], rstd[u] = settle(
+    mean[u], partial[at + 1], m2 = settle(
         px, ps, x_base, skip_base, 1, 0, 0, size, shift, shift_skip, total, squares, eps
     )
+    rstd[u] = m2 if dims[KEEP_M2] != 0 else rstd_of(m2 / size, eps)
     partial[at] = final_shift(px, ps, x_base, 1, 0, size, mean[u])
 
 
@@ -58,7 +60,8 @@ def one_vector_blocks(dims, low, high, eps, px, ps, pr, py, slot, weight, bias, 
         k, k_skip = shifts(px, ps, ix, i_skip, 1, 0, 0, size)
         d = difference(px, ps, ix, i_skip, splat(px, k), splat(px, k_skip), size)
         total, squares = lane_sum(doubles(d)), lane_sum(doubles(d * d))
-        mean[u], lost, rstd[u] = settle(px, ps, ix, i_skip, 1, 0, 0, size, k, k_skip, total, squares, eps)
+        mean[u], lost, m2 = settle(px, ps, ix, i_skip, 1, 0, 0, size, k, k_skip, total, squares, eps)
+        rstd[u] = rstd_of(m2 / size, eps)
         k = final_shift(px, ps, ix, 1, 0, size, mean[u])
         half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, k, mean[u], lost, rstd[u])
         pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, block, weight, bias, slot)
@@ -169,7 +172,7 @@ def write_elements(
 @device
 def steps_first(phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
     """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
-    if dims[S] < lanes(px) and dims[D] * dims[S] <= lanes(px):
+    if phase == WHOLE and dims[S] < lanes(px) and dims[D] * dims[S] <= lanes(px):
         one_vector_blocks(dims, low, high, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, act)
         return
     parts, pieces, per_block = dims[PARTS], dims[PIECES], steps_of_unit(phase, dims)

@@ -2,11 +2,11 @@
 
 from .compiled import device
 from .geometry import (
-    B_C, B_N, C, D, DENSE, G, PART, PARTS, PAST, PIECES, PITCH, RES_N, RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R,
-    SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
+    B_C, B_N, C, D, DENSE, G, KEEP_M2, PART, PARTS, PAST, PIECES, PITCH, RES_N, RES_R, ROW, RUN, S, SETTLE, SKIP_N,
+    SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import accumulate, doubles_at, lanes, load, offset, splat, store_one, streamed
-from .moments import coefficients, difference, final_shift, settle, shifts
+from .moments import coefficients, difference, final_shift, rstd_of, settle, shifts
 from .phases import steps_of_unit
 from .results import aligned_from, write_vector
 from .tables import ROWS_IN_REGISTERS, clear, fold, group_sum, repeat
@@ -97,7 +97,7 @@ def sum_parts_last(dims, n, low, high, px, ps, slot, partial):
 
 @device
 def settle_block_last(dims, n, px, ps, partial, mean, rstd, eps):
-    """Mean and rstd of every group of sample n from the partial sums, added in order."""
+    """Mean and rstd (or M2) of every group of sample n from the partial sums, added in order."""
     g_count, d_count, s_count = dims[G], dims[D], dims[S]
     for g in range(g_count):
         x_base, skip_base = n * dims[X_N] + g * d_count, n * dims[SKIP_N] + g * d_count
@@ -108,9 +108,10 @@ def settle_block_last(dims, n, px, ps, partial, mean, rstd, eps):
             total += partial[at]
             squares += partial[at + 1]
         u, at = n * g_count + g, 2 * (n * dims[PARTS] * g_count + g)
-        mean[u], partial[at + 1], rstd[u] = settle(
+        mean[u], partial[at + 1], m2 = settle(
             px, ps, x_base, skip_base, s_count, dims[X_R], dims[SKIP_R], d_count, shift, shift_skip, total, squares, eps
         )
+        rstd[u] = m2 if dims[KEEP_M2] != 0 else rstd_of(m2 / (s_count * d_count), eps)
         partial[at] = final_shift(px, ps, x_base, s_count, dims[X_R], d_count, mean[u])
 
 

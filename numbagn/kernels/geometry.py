@@ -3,17 +3,18 @@
 Sizes: N samples of C channels in G groups, D = C / G channels a group, S positions a channel. Work: UNITS blocks
 (channels first: one group of one sample; channels last: one sample), each summed in SUMS steps over PARTS parts of PART
 elements (channels last: positions) and written in PIECES pieces of at most RUN elements (positions). FIRST and LAST
-bound the phases, SLOTS the tasks that run at once; a task owns SLOT values of scratch, tables of PITCH. Where PAST is
-not 0, long runs of y or dx are stored past the caches. Channels last the loops take several positions together where
-channels are fewer than FEW_CHANNELS, as a row of ROW values; DENSE is not 0 where no array has gaps between positions.
-Strides count elements: `_N` from sample to sample, `_R` (channels last) from position to position, `_C` from channel to
-channel of a parameter (0: the same value for all).
+bound the phases, SLOTS the tasks that run at once; a task owns SLOT values of scratch, tables of PITCH. Where KEEP_M2
+is not 0, settling leaves M2, the sum of squared deviations, in rstd's place; where PAST is not 0, long runs of y or dx
+are stored past the caches. Channels last the loops take several positions together where channels are fewer than
+FEW_CHANNELS, as a row of ROW values; DENSE is not 0 where no array has gaps between positions. Strides count elements:
+`_N` from sample to sample, `_R` (channels last) from position to position, `_C` from channel to channel of a parameter
+(0: the same value for all).
 """
 
 FIELDS = (
     "N", "C", "G", "D", "S",
     "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "FIRST", "LAST", "SLOTS", "SLOT", "PITCH",
-    "PAST", "DENSE", "ROW",
+    "KEEP_M2", "PAST", "DENSE", "ROW",
     "X_N", "X_R", "SKIP_N", "SKIP_R", "RES_N", "RES_R", "Y_N", "Y_R", "DY_N", "DY_R", "DRES_N", "DRES_R",
     "W_N", "W_C", "B_N", "B_C",
 )  # fmt: skip
@@ -21,7 +22,7 @@ FIELDS = (
 (
     N, C, G, D, S,
     UNITS, PART, PARTS, SUMS, RUN, PIECES, FIRST, LAST, SLOTS, SLOT, PITCH,
-    PAST, DENSE, ROW,
+    KEEP_M2, PAST, DENSE, ROW,
     X_N, X_R, SKIP_N, SKIP_R, RES_N, RES_R, Y_N, Y_R, DY_N, DY_R, DRES_N, DRES_R,
     W_N, W_C, B_N, B_C,
 ) = range(len(FIELDS))  # fmt: skip

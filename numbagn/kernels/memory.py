@@ -5,6 +5,7 @@ Numba has no half arrays.
 """
 
 import platform
+from types import SimpleNamespace
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
@@ -109,17 +110,34 @@ def _same(builder, value, vector):
     return value
 
 
+# Half a vector, on the way to float64.
+EIGHT_FLOATS = SimpleNamespace(scalar=F32X16.scalar, lanes=8)
+
+
 def _to_double(builder, value, vector):
     return builder.fpext(value, llvm_vector(vector, F64))
 
 
-# kind: (what a load gives, element in memory, memory -> accumulator, accumulator -> memory)
+# kind: (what a load gives, element in memory, memory -> accumulator, accumulator -> memory; None: only read)
 KINDS = {
     "float16": (F32X16, I16, _widen_f16, _narrow_f16),
     "bfloat16": (F32X16, I16, _widen_bf16, _narrow_bf16),
     "float32": (F32X16, F32, _same, _same),
     "float64": (F64X8, F64, _same, _same),
 }
+
+
+def _wide(kind):
+    """The kind for the same memory whose loads give float64."""
+    _, element, widen, _ = KINDS[kind]
+
+    def to_double(builder, raw, vector):
+        return _to_double(builder, widen(builder, raw, EIGHT_FLOATS), vector)
+
+    return F64X8, element, to_double, None
+
+
+KINDS |= {f"wide {kind}": _wide(kind) for kind in KINDS if KINDS[kind][0] == F32X16}
 
 
 def _address(builder, pointer, element, index):

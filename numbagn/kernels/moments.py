@@ -20,7 +20,8 @@ from .vectors import doubles, fma, keep, lane_sum
 CHUNK = 512
 # Largest (mean - K)**2 / variance accepted.
 WORST = 16.0
-# Below this eps, squares that float32 cannot hold (differences under 1e-19) would be missed in the result.
+# Below this eps, squares that float32 cannot hold (differences under 1e-19) would be missed in the result; loops in
+# float64 miss none that `careful_moments` would find.
 TINY_EPS, TINY_SQUARE = 1e-30, 1e-30
 
 
@@ -123,7 +124,7 @@ def careful_moments(px, ps, x_base, skip_base, rows, x_stride, skip_stride, n):
 
 @device
 def settle(px, ps, x_base, skip_base, rows, x_stride, skip_stride, n, k, k_skip, total, squares, eps):
-    """(mean, what its rounding to float64 lost, rstd) of a block from its sums about K.
+    """(mean, what its rounding to float64 lost, M2) of a block from its sums about K.
 
     Sums that cannot be trusted are made again. Always the same decision for the same block, whatever thread or batch it
     is in.
@@ -143,10 +144,11 @@ def settle(px, ps, x_base, skip_base, rows, x_stride, skip_stride, n, k, k_skip,
         excess = total * (total / size)
     mean, m2 = k + k_skip + total / size, max(squares - excess, 0.0)
     lost = total / size - (mean - k - k_skip)
-    if not math.isfinite(squares) or (eps < TINY_EPS and squares < TINY_SQUARE * size):
+    tiny = lanes(px) > 8 and eps < TINY_EPS and squares < TINY_SQUARE * size
+    if tiny or not math.isfinite(squares):
         mean, m2 = careful_moments(px, ps, x_base, skip_base, rows, x_stride, skip_stride, n)
         lost = 0.0
-    return mean, lost, rstd_of(m2 / size, eps)
+    return mean, lost, m2
 
 
 @device
