@@ -47,7 +47,10 @@ def forward(
         raise ValueError(f"x must have known sizes but for the batch, got shape {x.shape}; use compute_chunk_sizes()")
     # all checks but those of N, on an array of no samples
     p = problem(np.empty((0, *x.shape[1:]), x.dtype), num_groups, eps, channel_axis, activation)
-    axes, C_axis, group_size = tuple(range(x.ndim)), p.channel_axis, max(1, p.C // p.G)
+    if p.C * p.S == 0:
+        zeros = da.zeros((x.shape[0], p.G), chunks=(x.chunks[0], p.G))
+        return da.empty(x.shape, p.result, chunks=x.chunks), zeros, zeros
+    axes, C_axis, group_size = tuple(range(x.ndim)), p.channel_axis, p.C // p.G
     x = x.rechunk({C_axis: _between_groups(x.chunks[C_axis], group_size)})
     operands: dict[str, tuple[Any, Axes]] = {}
     for name, value, kinds in (
@@ -150,7 +153,7 @@ def _moments(call: Call, x: np.ndarray, skip: np.ndarray | None = None) -> np.nd
 def _merged(call: Call, moments: np.ndarray) -> np.ndarray:
     """(N, G, 3): the moments of all chunks, (N, ..., G, ..., 3), merged in the order of the chunks."""
     parts = np.moveaxis(moments, (0, call.channel_axis, -1), (-3, -2, -1))
-    first, *others = parts.reshape(-1, *parts.shape[-3:])
+    first, *others = parts.reshape(math.prod(parts.shape[:-3]), *parts.shape[-3:])
     m = _unstacked(first)
     for other in others:
         m = m.merge(_unstacked(other))
