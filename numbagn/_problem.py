@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array, float_row
+from ._arrays import as_array, float_row, real_row
 from ._dtypes import Dtype
 from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, FEW_CHANNELS
 
@@ -146,7 +146,7 @@ def problem(
 ) -> Problem:
     """Check x and the options; copy x only where no kernel can walk its memory."""
     array = as_array(name, x)
-    row = float_row(name, array)
+    row = real_row(name, array)
     if array.ndim < 2:
         raise ValueError(f"{name} must have at least 2 dimensions (N, C, ...), got shape {array.shape}")
     axis = channel_axis_of(channel_axis, array.ndim)
@@ -271,8 +271,9 @@ def output(value: Any, p: Problem, name: str = "x") -> np.ndarray:
     """Check `out`: what y or dx is to be written to."""
     as_array("out", value)
     array: np.ndarray = value
-    if value.dtype != p.x.dtype:
-        raise TypeError(f"out must have {name}'s dtype {p.x.dtype}, got {value.dtype}")
+    if value.dtype != p.result:
+        allowed = f"{name}'s dtype {p.result}" if p.result == p.x.dtype else f"dtype {p.result} for {p.x.dtype} {name}"
+        raise TypeError(f"out must have {allowed}, got {value.dtype}")
     if value.shape != p.shape:
         raise ValueError(f"out must have {name}'s shape {p.shape}, got {value.shape}")
     if not value.flags.writeable:

@@ -216,7 +216,7 @@ def normalize(
     Returns
     -------
     ndarray
-        As from `group_norm`: of the chunk's shape, dtype and memory order; `out` if that is given.
+        As from `group_norm`: of the chunk's shape, dtype (float32 for integers) and memory order; `out` if it is given.
 
     Raises
     ------
