@@ -12,7 +12,7 @@ import numpy as np
 
 from ._dtypes import Dtype, dtype_row, supported
 
-__all__ = ["as_array", "flat", "in_kind", "view"]
+__all__ = ["as_array", "flat", "float_row", "in_kind", "real_row", "view"]
 
 Result = TypeVar("Result")
 
@@ -63,7 +63,8 @@ def _torch_back(array: np.ndarray, like: Any) -> Any:
 
 def _torch_written(out: Any) -> None:
     """Tell torch's autograd, which then refuses to use what was there before."""
-    sys.modules["torch"].autograd.graph.increment_version(out)
+    if not out.is_inference():  # those have no gradients to spoil
+        sys.modules["torch"].autograd.graph.increment_version(out)
 
 
 def _bfloat16(name: str) -> np.dtype:
@@ -231,15 +232,15 @@ def as_array(name: str, value: Any) -> np.ndarray:
 
 
 def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: str = "x") -> Result:
-    """Call a public function with NumPy's views of its arrays; results are of the kind of the argument `lead`.
+    """Call a function with NumPy's views of its arrays; results are of the kind of the argument `lead`.
 
-    A public function begins with::
+    A function that is to take arrays of all kinds begins with::
 
         if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
             return in_kind(this_function, locals())
 
-    and then has a plain `x` and `out`; `as_array` takes the others in any kind. Results that are not plain arrays or
-    tuples of them are passed on as they are.
+    and then has a plain `x` and `out`; `as_array` takes the others in any kind. Only results that are plain arrays, or
+    tuples of them, are turned into others.
     """
     leader, out = arguments[lead], arguments.get("out")
     row = _family(lead, leader)
@@ -272,10 +273,16 @@ def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: st
 
 
 def float_row(name: str, array: np.ndarray) -> Dtype:
+    """The row of the array's dtype, one of the floats', or a TypeError that names it."""
+    return real_row(name, array, integers=False)
+
+
+def real_row(name: str, array: np.ndarray, integers: bool = True) -> Dtype:
     """The row of the array's dtype, or a TypeError that names it."""
-    row = dtype_row(array.dtype)
+    row = dtype_row(array.dtype, integers)
     if row is None:
-        raise TypeError(f"{name} must have dtype {supported()}, got {array.dtype}")
+        hint = "; convert it with .astype" if array.dtype.kind in "iub" else ""
+        raise TypeError(f"{name} must have dtype {supported(integers)}, got {array.dtype}{hint}")
     return row
 
 

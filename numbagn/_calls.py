@@ -5,7 +5,7 @@ The first three steps of a call give the same for all arguments of the same kind
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,8 @@ class Plan(NamedTuple):
     dims: Array
     eps: float
     groups: tuple[int, int]  # N, G
-    storage: np.dtype[Any]
+    storage: np.dtype[Any]  # of x
+    y_storage: np.dtype[Any]  # of y and dx
     plain: bool  # x and the result lie in memory in the order of their axes
     direct: bool  # the kernel takes the parameters as they are
     weight: Array  # stand for parameters that are not given
@@ -73,7 +74,7 @@ def forward(
             work = np.empty(plan.work)
             plan.kernel(
                 plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
-                y.reshape(-1) if plan.plain else flat(y, plan.storage),
+                y.reshape(-1) if plan.plain else flat(y, plan.y_storage),
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), work,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
@@ -83,7 +84,7 @@ def forward(
     p = problem(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
-    y = array_like(x, p.x.dtype) if out is None else output(out, p)
+    y = array_like(x, p.result) if out is None else output(out, p)
     if p.size == 0:
         return (y if out is None else out), np.zeros((p.N, p.G)), np.zeros((p.N, p.G))
     target, w, b = _target(y, p, w, b, (p.x, s, r))
@@ -128,7 +129,7 @@ def backward(
             plan.kernel(
                 plan.dims, dy.reshape(-1) if plan.plain else flat(dy, plan.storage),
                 x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
-                dx.reshape(-1) if plan.plain else flat(dx, plan.storage), None,
+                dx.reshape(-1) if plan.plain else flat(dx, plan.y_storage), None,
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
                 mean.reshape(-1), rstd.reshape(-1), work, gradients,
@@ -149,7 +150,7 @@ def backward(
     if g is None:
         raise TypeError("dy must be a numpy.ndarray, got None")
     m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
-    dx = array_like(x, p.x.dtype) if out is None else output(out, p)
+    dx = array_like(x, p.result) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
     work, gradients = np.zeros(2 * p.N * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
     if p.size:
@@ -241,11 +242,18 @@ def _plan(
 ) -> Plan:  # fmt: skip
     given = [v for v in parameters if v is not None]
     return Plan(
-        kernel, np.empty_like if p.x.nbytes < LEAST_BYTES else array_like, dims, p.eps, (p.N, p.G), p.dtype.storage,
+        kernel, _maker(p), dims, p.eps, (p.N, p.G), p.dtype.storage,
+        p.dtype.storage if p.result == p.x.dtype else p.result,
         bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
         all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
         _values(None, p, 1.0), _values(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
     )  # fmt: skip
+
+
+def _maker(p: Problem) -> Callable[[Array], Array]:
+    """What makes a new result for arrays like p.x."""
+    make: Callable[..., Array] = np.empty_like if p.size * p.result.itemsize < LEAST_BYTES else array_like
+    return make if p.result == p.x.dtype else partial(make, dtype=p.result)
 
 
 def _remember(key: tuple[Any, ...], plan: Plan) -> None:
@@ -294,9 +302,9 @@ def _target(
         return p.steps(operand) != p.steps(y) or _start(operand) != _start(y) or operand.dtype != y.dtype
 
     if p.steps(y) is None or not y.flags.aligned or p.overlaps_itself(y):
-        return p.empty(p.x.dtype), w, b
+        return p.empty(p.result), w, b
     if any(map(in_the_way, operands)) or any(np.may_share_memory(y, other) for other in others):
-        return p.empty(p.x.dtype), w, b
+        return p.empty(p.result), w, b
     # parameters are small: they step out of the way
     w, b = (v.copy() if v is not None and np.may_share_memory(y, v) else v for v in (w, b))
     return y, w, b

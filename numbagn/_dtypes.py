@@ -29,6 +29,11 @@ _ROWS = (
     Dtype("bfloat16", np.dtype(np.uint16), np.dtype(np.float32), 1.6e-2, "bfloat16"),
     Dtype("float32", np.dtype(np.float32), np.dtype(np.float32), 2.0e-6, "float32"),
     Dtype("float64", np.dtype(np.float64), np.dtype(np.float64), 2.0e-14, "float64"),
+    # integers that float32 holds exactly
+    Dtype("uint8", np.dtype(np.uint8), np.dtype(np.float32), 2.0e-6, "float32"),
+    Dtype("int8", np.dtype(np.int8), np.dtype(np.float32), 2.0e-6, "float32"),
+    Dtype("uint16", np.dtype(np.uint16), np.dtype(np.float32), 2.0e-6, "float32"),
+    Dtype("int16", np.dtype(np.int16), np.dtype(np.float32), 2.0e-6, "float32"),
 )
 _KINDS = _ROWS + tuple(row.wide for row in _ROWS if row.wide is not row)
 # The position of a name here is the number kernels know the dtype by; the second is the number of its results' dtype.
@@ -37,14 +42,17 @@ RESULT_KINDS = tuple(STORED.index(row.result) for row in _KINDS)
 _BY_DTYPE = {np.dtype(row.name): row for row in _ROWS if row.name != "bfloat16"}
 
 
-def dtype_row(dtype: np.dtype) -> Dtype | None:
-    """The row of a native dtype, or None. ml_dtypes' bfloat16 is known by its name; ml_dtypes is never imported."""
+def dtype_row(dtype: np.dtype, integers: bool = False) -> Dtype | None:
+    """The row of a native dtype, or None: one of the floats', or of the integers' too.
+
+    ml_dtypes' bfloat16 is known by its name; ml_dtypes is never imported.
+    """
     row = _BY_DTYPE.get(dtype)
     if row is None and dtype.name == "bfloat16" and dtype.itemsize == 2:
         row = _BY_DTYPE[dtype] = _ROWS[STORED.index("bfloat16")]
-    return row
+    return row if integers or row is None or row.result == row.name else None
 
 
-def supported() -> str:
-    """The names of all rows, for messages."""
-    return ", ".join(row.name for row in _ROWS)
+def supported(integers: bool = False) -> str:
+    """The names of these rows, for messages."""
+    return ", ".join(row.name for row in _ROWS if integers or row.result == row.name)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array
+from ._arrays import as_array, in_kind
 from ._calls import _dims, _flat, _scratch, _share, _target, _values
 from ._dtypes import STORED
 from ._problem import Problem, epsilon, output, parameter, problem, shown
@@ -216,7 +216,7 @@ def normalize(
     Returns
     -------
     ndarray
-        As from `group_norm`: of the chunk's shape, dtype and memory order; `out` if that is given.
+        As from `group_norm`: of the chunk's shape, dtype (float32 for integers) and memory order; `out` if it is given.
 
     Raises
     ------
@@ -231,6 +231,8 @@ def normalize(
     512 values at a time. For float64 the rounding of the mean to float64 is felt: half a unit of its last place,
     divided by the deviation. A group of no values (count 0) gives NaN.
     """
+    if type(chunk) is not np.ndarray or (out is not None and type(out) is not np.ndarray):
+        return in_kind(normalize, locals(), "chunk")
     moments = _checked("m", m)
     p = problem(chunk, 1, eps, channel_axis, activation, "chunk")
     samples, groups = moments.mean.shape

@@ -106,6 +106,15 @@ def _narrow_bf16(builder, value, vector):
     return builder.trunc(builder.lshr(kept, splat_int(wide, 16)), llvm_vector(vector, I16))
 
 
+def _from_unsigned(builder, raw, vector):
+    # by way of signed 32-bit integers, for which AVX2 has an instruction
+    return builder.sitofp(builder.zext(raw, llvm_vector(vector, I32)), llvm_vector(vector))
+
+
+def _from_signed(builder, raw, vector):
+    return builder.sitofp(builder.sext(raw, llvm_vector(vector, I32)), llvm_vector(vector))
+
+
 def _same(builder, value, vector):
     return value
 
@@ -124,6 +133,10 @@ KINDS = {
     "bfloat16": (F32X16, I16, _widen_bf16, _narrow_bf16),
     "float32": (F32X16, F32, _same, _same),
     "float64": (F64X8, F64, _same, _same),
+    "uint8": (F32X16, I8, _from_unsigned, None),
+    "int8": (F32X16, I8, _from_signed, None),
+    "uint16": (F32X16, I16, _from_unsigned, None),
+    "int16": (F32X16, I16, _from_signed, None),
 }
 
 
@@ -145,7 +158,7 @@ def _address(builder, pointer, element, index):
 
 
 def _align(element):
-    return {I16: 2, F32: 4, F64: 8}[element]
+    return {I8: 1, I16: 2, F32: 4, F64: 8}[element]
 
 
 # ------------------------------------------------------------------------------------------------------------ pointers
@@ -332,7 +345,7 @@ def streamed(typingctx):
 
 
 def _masked_name(verb, raw):
-    names = {I16: "i16", F32: "f32", F64: "f64"}
+    names = {I8: "i8", I16: "i16", F32: "f32", F64: "f64"}
     return f"llvm.masked.{verb}.v{raw.count}{names[raw.element]}.p0"
 
 
