@@ -231,6 +231,9 @@ def as_array(name: str, value: Any) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+_NO_ARRAYS = frozenset((type(None), bool, int, float, str))
+
+
 def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: str = "x") -> Result:
     """Call a function with NumPy's views of its arrays; results are of the kind of the argument `lead`.
 
@@ -249,18 +252,16 @@ def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: st
         if own is None:
             raise TypeError(f"{lead} must be in memory for {function.__name__}, got {_of(leader)}; use its .compute()")
         return own(**arguments)
-    views = {id(leader): view(lead, leader)}  # by identity: an `out` that is x is still x
+    views = {id(leader): row.view(lead, leader)}  # by identity: an `out` that is x is still x
     if out is not None:
         target = views[id(out)] = view("out", out)
-
-    def seen(name: str, value: Any) -> Any:
-        if id(value) not in views:
-            if not hasattr(value, "__dlpack__"):  # numbers, strings and lists
-                return value
-            views[id(value)] = view(name, value)
-        return views[id(value)]
-
-    result: Any = function(**{name: seen(name, value) for name, value in arguments.items()})
+    given = dict(arguments)
+    for name, value in arguments.items():
+        if value is not None and id(value) in views:
+            given[name] = views[id(value)]
+        elif type(value) not in _NO_ARRAYS and hasattr(value, "__dlpack__"):
+            given[name] = views[id(value)] = view(name, value)
+    result: Any = function(**given)
     if out is not None:
         _family("out", out).written(out)
 
@@ -269,7 +270,7 @@ def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: st
             return out
         return row.back(value, leader) if type(value) is np.ndarray else value
 
-    return cast(Result, tuple(map(back, result)) if type(result) is tuple else back(result))
+    return cast(Result, tuple([back(value) for value in result]) if type(result) is tuple else back(result))
 
 
 def float_row(name: str, array: np.ndarray) -> Dtype:

@@ -144,8 +144,8 @@ def group_moments(chunk: Any, num_groups: int, *, channel_axis: int = 1) -> Mome
     Returns
     -------
     Moments
-        A named tuple ``(count, mean, M2)`` of (N, G) float64 arrays. A chunk without positions has count, mean and M2
-        0.
+        A named tuple ``(count, mean, M2)`` of (N, G) float64 arrays, NumPy's whatever kind the chunk is of. A chunk
+        without positions has count, mean and M2 0.
 
     Raises
     ------
