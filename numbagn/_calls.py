@@ -16,7 +16,7 @@ from ._arrays import flat
 from ._dtypes import STORED
 from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
-from ._threads import at_fork
+from ._threads import at_fork, patient
 from .kernels.geometry import CHANNELS_LAST, FIELDS
 
 __all__ = ["backward", "forget_plans", "forward"]
@@ -97,7 +97,7 @@ def forward(
     from .kernels.forward import forward_kernel
 
     kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), p.activation, share["PARALLEL"])
-    kernel = forward_kernel(kernel_arguments, *kinds)
+    kernel = _runner(forward_kernel(kernel_arguments, *kinds), p, share)
     kernel(*kernel_arguments)
     if target is not y:
         np.copyto(y, target)
@@ -159,7 +159,7 @@ def backward(
         kinds = (
             p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), p.activation, share["PARALLEL"],
         )  # fmt: skip
-        kernel = backward_kernel(kernel_arguments, *kinds)
+        kernel = _runner(backward_kernel(kernel_arguments, *kinds), p, share)
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)
@@ -265,6 +265,11 @@ def _share(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]
 def _shares(direction: str, *sizes: int) -> dict[str, int]:
     share: dict[str, int] = getattr(_schedule, direction)(*sizes)
     return share
+
+
+def _runner(kernel: Callable[..., None], p: Problem, share: dict[str, int]) -> Callable[..., None]:
+    """What runs the kernel."""
+    return patient(kernel, p.x.nbytes) if share["PARALLEL"] else kernel
 
 
 def _target(
