@@ -25,6 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Plans kept; a service of more kinds of calls than that forgets all and begins anew.
 MOST_PLANS = 1024
+NO_MASK = np.zeros(1, np.uint8)
 
 
 class Plan(NamedTuple):
@@ -73,7 +74,7 @@ def forward(
                 plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
                 y.reshape(-1) if plan.plain else flat(y, plan.storage),
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), work,
+                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NO_MASK, work,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
             return (y, *_statistics(work, plan.groups)) if with_statistics else (y, None, None)
@@ -92,11 +93,11 @@ def forward(
     work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
     kernel_arguments = (
         dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _values(w, p, 1.0), _values(b, p, 0.0),
-        work, _scratch(p, share),
+        NO_MASK, work, _scratch(p, share),
     )  # fmt: skip
     from .kernels.forward import forward_kernel
 
-    kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), p.activation, share["PARALLEL"])
+    kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"])
     kernel = _runner(forward_kernel(kernel_arguments, *kinds), p, share)
     kernel(*kernel_arguments)
     if target is not y:
@@ -127,7 +128,7 @@ def backward(
                 dx.reshape(-1) if plan.plain else flat(dx, plan.storage), None,
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
-                mean.reshape(-1), rstd.reshape(-1), work, gradients,
+                NO_MASK, mean.reshape(-1), rstd.reshape(-1), work, gradients,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
             if plan.direct:
@@ -152,12 +153,13 @@ def backward(
         work = np.empty(2 * share["PARTS"] * p.N * p.C + 3 * p.N * p.G + 2 * p.C)
         kernel_arguments = (
             dims, _flat(g, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _flat(dr, p),
-            _values(w, p, 1.0), _values(b, p, 0.0), m.reshape(-1), rs.reshape(-1), work, gradients, _scratch(p, share),
+            _values(w, p, 1.0), _values(b, p, 0.0), NO_MASK, m.reshape(-1), rs.reshape(-1), work, gradients,
+            _scratch(p, share),
         )  # fmt: skip
         from .kernels.backward import backward_kernel
 
         kinds = (
-            p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), p.activation, share["PARALLEL"],
+            p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"],
         )  # fmt: skip
         kernel = _runner(backward_kernel(kernel_arguments, *kinds), p, share)
         kernel(*kernel_arguments)
@@ -335,7 +337,7 @@ def _dims(
     **arrays: Array | None,
 ) -> Array:
     """The kernels' integers, in the order of `kernels.geometry.FIELDS`."""
-    values = share | {"N": p.N, "C": p.C, "G": p.G, "D": p.C // p.G, "S": p.S}
+    values = share | {"N": p.N, "C": p.C, "G": p.G, "D": p.C // p.G, "S": p.S, "BATCH": p.N, "VALID": p.S}
     for name, array in arrays.items():
         steps = (0, 0) if array is None else p.steps(array)
         assert steps is not None
@@ -346,7 +348,7 @@ def _dims(
     target = arrays.pop("Y")
     if any(array is not None and np.may_share_memory(array, target) for array in arrays.values()):
         values["PAST"] = 0  # in place: its lines are in the cache already
-    return np.array([values.get(field, 0) for field in FIELDS], np.int64)
+    return np.array([[values.get(field, 0) for field in FIELDS]], np.int64)
 
 
 def _parameter_gradients(work: Array, gradients: Array, N: int, weight: Any, bias: Any) -> list[Array]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ._arrays import as_array, float_row
 from ._dtypes import Dtype
-from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, FEW_CHANNELS
+from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, FEW_CHANNELS, FEW_POSITIONS
 
 __all__ = ["Problem", "operand", "output", "parameter", "problem", "statistics"]
 
@@ -48,16 +48,22 @@ class Problem(NamedTuple):
     def gapless(self, array: np.ndarray) -> bool:
         """Whether the positions of a sample of `array`, laid out as x, follow each other without gaps."""
         steps = self.steps(array)
-        return steps is not None and (self.layout == CHANNELS_FIRST or self.S == 1 or steps[1] == self.C)
+        inner, rows = self.rows
+        return steps is not None and (rows == 1 or steps[1] == inner)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Elements of a row, and how many of them a sample has."""
+        return (self.S, self.C) if self.layout == CHANNELS_FIRST else (self.C, self.S)
 
     def overlaps_itself(self, array: np.ndarray) -> bool:
         """Whether samples of `array`, laid out as x, may share memory with one another, as in a sliding window."""
         steps = self.steps(array)
         if steps is None or self.N < 2:
             return False
-        between, row = abs(steps[0]), steps[1]
-        apart = between >= (self.C * self.S if self.layout == CHANNELS_FIRST else (self.S - 1) * row + self.C)
-        interleaved = self.layout == CHANNELS_LAST and between >= self.C and row >= self.N * between
+        (between, row), (inner, rows) = (abs(steps[0]), steps[1]), self.rows
+        apart = between >= (rows - 1) * row + inner
+        interleaved = between >= inner and row >= self.N * between
         return not (apart or interleaved)
 
     def like_x(self, array: np.ndarray) -> np.ndarray:
@@ -93,10 +99,11 @@ def steps_in(
     order: tuple[int, ...],
     layout: int,
 ) -> tuple[int, int] | None:
-    """(sample step, row step) in elements, if the strides (bytes) are those of the layout; row step 0 where unused.
+    """(sample step, row step) in elements, if the strides (bytes) are those of the layout.
 
-    Channels first: positions next to each other, channels one after the other. Channels last: channels next to each
-    other, positions C apart, or more where channels are FEW_CHANNELS or more. Samples lie anywhere.
+    Channels first: positions next to each other, channels S apart, or more where positions are FEW_POSITIONS or more.
+    Channels last: channels next to each other, positions C apart, or more where channels are FEW_CHANNELS or more.
+    Samples lie anywhere.
     """
     if any(stride % itemsize for stride in strides):
         return None
@@ -113,8 +120,9 @@ def steps_in(
         positions *= shape[axis]
     sample_step = strides[0] // itemsize if shape[0] > 1 else 0
     if layout == CHANNELS_FIRST:
-        fits = (positions == 1 or position_step == 1) and (channels == 1 or channel_step == positions)
-        return (sample_step, 0) if fits else None
+        gaps = channel_step >= positions >= FEW_POSITIONS
+        fits = (positions == 1 or position_step == 1) and (channels == 1 or channel_step == positions or gaps)
+        return (sample_step, channel_step if channels > 1 else positions) if fits else None
     gaps = position_step >= channels >= FEW_CHANNELS
     fits = (channels == 1 or channel_step == 1) and (positions == 1 or position_step == channels or gaps)
     return (sample_step, position_step) if fits else None

@@ -20,7 +20,10 @@ I8, I16, F16 = ir.IntType(8), ir.IntType(16), ir.HalfType()
 
 
 class Pointer(types.Type):
-    """The data of a one-dimensional array of one storage kind; `absent` where there is no such operand."""
+    """The data of a one-dimensional array of one storage kind; `absent` where there is no such operand.
+
+    Of a mask, the kind is one of MASKS.
+    """
 
     def __init__(self, kind, absent=False):
         self.kind = kind
@@ -33,6 +36,9 @@ class PointerModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, I8.as_pointer())
 
+
+# How a mask's bytes belong to values: one to each, or one to all of a row.
+MASKS = ("no mask", "mask of values", "mask of rows")
 
 # ------------------------------------------------------------------------------------- storage kinds: widen and narrow
 
@@ -155,6 +161,51 @@ def absent(typingctx, ptr):
     return result(ptr), lambda context, builder, sig, args: args[0]
 
 
+@intrinsic(prefer_literal=True)
+def mask_pointer(typingctx, array, kind):
+    """The data pointer of an array of bytes, a mask of the kind numbered `kind` in MASKS; `array` as for `pointer`."""
+    result = Pointer(MASKS[kind.literal_value], absent=kind.literal_value == 0)
+
+    def codegen(context, builder, sig, args):
+        data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
+        return builder.bitcast(data, I8.as_pointer())
+
+    return result(array, kind), codegen
+
+
+@intrinsic
+def is_valid(typingctx, ptr, index):
+    """Whether the mask is set at ptr[index]; true where there is no mask."""
+
+    def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return I1(1)
+        return builder.icmp_unsigned("!=", builder.load(builder.gep(args[0], [args[1]])), I8(0))
+
+    return types.boolean(ptr, types.int64), codegen
+
+
+@intrinsic
+def only_valid(typingctx, ptr, index, value):
+    """`value` with zeros in the lanes that a mask is not set for; ptr[index] is what belongs to the first lane.
+
+    All lanes are read: masks have a margin of 64 bytes on both sides.
+    """
+
+    def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return args[2]
+        place = builder.gep(args[0], [args[1]])
+        none = ir.Constant(args[2].type, None)
+        if ptr.kind == "mask of rows":
+            return builder.select(builder.icmp_unsigned("!=", builder.load(place), I8(0)), args[2], none)
+        raw = ir.VectorType(I8, value.lanes)
+        mask = builder.load(builder.bitcast(place, raw.as_pointer()), align=1)
+        return builder.select(builder.icmp_unsigned("!=", mask, ir.Constant(raw, None)), args[2], none)
+
+    return value(ptr, types.int64, value), codegen
+
+
 @intrinsic
 def values(typingctx, array):
     """The data pointer of a float32 or float64 array (parameters, scratch, sums): an argument, as for `pointer`."""
@@ -176,7 +227,7 @@ def doubles_at(typingctx, ptr):
 @intrinsic
 def offset(typingctx, ptr, index):
     """The pointer to ptr[index]."""
-    element = KINDS[ptr.kind][1]
+    element = I8 if ptr.kind in MASKS else KINDS[ptr.kind][1]
 
     def codegen(context, builder, sig, args):
         return builder.bitcast(_address(builder, args[0], element, args[1]), I8.as_pointer())
@@ -213,13 +264,34 @@ def load(typingctx, ptr, index, count):
         if count == types.none:
             value = builder.load(place, align=_align(element))
         else:
-            mask = head_mask(builder, vector.lanes, args[2])
-            fnty = ir.FunctionType(raw, [place.type, I32, mask.type, raw])
-            fn = cgutils.get_or_insert_function(builder.module, fnty, _masked_name("load", raw))
-            value = builder.call(fn, [place, I32(_align(element)), mask, ir.Constant(raw, None)])
+            value = _masked_load(builder, place, element, head_mask(builder, vector.lanes, args[2]))
         return widen(builder, value, vector)
 
     return vector(ptr, types.int64, count), codegen
+
+
+def _masked_load(builder, place, element, mask):
+    raw = ir.VectorType(element, mask.type.count)
+    fnty = ir.FunctionType(raw, [place.type, I32, mask.type, raw])
+    fn = cgutils.get_or_insert_function(builder.module, fnty, _masked_name("load", raw))
+    return builder.call(fn, [place, I32(_align(element)), mask, ir.Constant(raw, None)])
+
+
+@intrinsic
+def load_from(typingctx, ptr, index, first, count):
+    """Like `load` of `count` lanes, but zeros before lane `first`, and nothing is read there either."""
+    vector, element, widen, _ = KINDS[ptr.kind]
+
+    def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return ir.Constant(llvm_vector(vector), None)
+        raw = ir.VectorType(element, vector.lanes)
+        place = builder.bitcast(_address(builder, args[0], element, args[1]), raw.as_pointer())
+        mask = head_mask(builder, vector.lanes, args[3])
+        mask = builder.and_(mask, builder.not_(head_mask(builder, vector.lanes, args[2])))
+        return widen(builder, _masked_load(builder, place, element, mask), vector)
+
+    return vector(ptr, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
