@@ -14,7 +14,8 @@ from numpy import ndarray
 from . import _schedule
 from ._arrays import flat
 from ._dtypes import STORED
-from ._problem import Problem, operand, output, parameter, problem, statistics
+from ._padded import NOTHING, Valid, clear_invalid, tables, valid_positions
+from ._problem import ACTIVATIONS, Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
 from ._threads import at_fork, patient
 from .kernels.geometry import CHANNELS_LAST, FIELDS
@@ -25,7 +26,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Plans kept; a service of more kinds of calls than that forgets all and begins anew.
 MOST_PLANS = 1024
-NO_MASK = np.zeros(1, np.uint8)
 
 
 class Plan(NamedTuple):
@@ -60,11 +60,11 @@ at_fork(after_in_child=forget_plans)  # there the number of threads may be anoth
 
 def forward(
     x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, activation: Any, skip: Any,
-    residual: Any, out: Any, with_statistics: bool,
+    residual: Any, lengths: Any, mask: Any, out: Any, with_statistics: bool,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """(y, mean, rstd) of `numbagn.group_norm_forward`; mean and rstd are None unless asked for."""
     key = None
-    if skip is None and residual is None and type(eps) is float:
+    if skip is None and residual is None and lengths is None and mask is None and type(eps) is float:
         key = _key(eps, x, num_groups, weight, bias, channel_axis, activation, out)
         plan = _plans.get(key) if key is not None else None
         if plan is not None:
@@ -74,7 +74,7 @@ def forward(
                 plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
                 y.reshape(-1) if plan.plain else flat(y, plan.storage),
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NO_MASK, work,
+                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
             return (y, *_statistics(work, plan.groups)) if with_statistics else (y, None, None)
@@ -82,10 +82,16 @@ def forward(
     p = problem(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
+    valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
     y = array_like(x, p.x.dtype) if out is None else output(out, p)
     if p.size == 0:
         return (y if out is None else out), np.zeros((p.N, p.G)), np.zeros((p.N, p.G))
     target, w, b = _target(y, p, w, b, (p.x, s, r))
+    if valid is not None:
+        mean, rstd = _forward_valid(p, valid, w, b, s, r, target)
+        if target is not y:
+            np.copyto(y, target)
+        return (y if out is None else out), mean, rstd
 
     share = _share("forward", p, X=p.x, SKIP=s, RES=r, Y=target)
     dims = _dims(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
@@ -93,12 +99,12 @@ def forward(
     work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
     kernel_arguments = (
         dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _values(w, p, 1.0), _values(b, p, 0.0),
-        NO_MASK, work, _scratch(p, share),
+        NOTHING, work, _scratch(p, share),
     )  # fmt: skip
     from .kernels.forward import forward_kernel
 
     kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"])
-    kernel = _runner(forward_kernel(kernel_arguments, *kinds), p, share)
+    kernel = _runner(forward_kernel(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
     kernel(*kernel_arguments)
     if target is not y:
         np.copyto(y, target)
@@ -109,11 +115,12 @@ def forward(
 
 def backward(
     dy: Any, x: Any, mean: Any, rstd: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any,
-    skip: Any, residual: Any, out: Any,
+    skip: Any, residual: Any, lengths: Any, mask: Any, out: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
     key = None
-    if skip is None and residual is None and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
+    plain = skip is None and residual is None and lengths is None and mask is None
+    if plain and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
         kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype
         key = _key(kind, x, num_groups, weight, bias, channel_axis, activation, out, dy, mean, rstd)
         if key is not None and (dy.shape, dy.strides, dy.dtype, dy.flags.aligned) != (*key[1:4], True):
@@ -128,7 +135,7 @@ def backward(
                 dx.reshape(-1) if plan.plain else flat(dx, plan.storage), None,
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
-                NO_MASK, mean.reshape(-1), rstd.reshape(-1), work, gradients,
+                NOTHING, mean.reshape(-1), rstd.reshape(-1), work, gradients,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
             if plan.direct:
@@ -142,18 +149,24 @@ def backward(
     if g is None:
         raise TypeError("dy must be a numpy.ndarray, got None")
     m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
+    valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
     dx = array_like(x, p.x.dtype) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
     work, gradients = np.zeros(2 * p.N * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
     if p.size:
         target, w, b = _target(dx, p, w, b, (p.x, g, s, r), m, rs)
         arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
+    if p.size and valid is not None:
+        work, gradients = _backward_valid(p, valid, w, b, m, rs, arrays)
+        if target is not dx:
+            np.copyto(dx, target)
+    elif p.size:
         share = _share("backward", p, **arrays)
         dims = _dims(p, share, w, b, **arrays)
         work = np.empty(2 * share["PARTS"] * p.N * p.C + 3 * p.N * p.G + 2 * p.C)
         kernel_arguments = (
             dims, _flat(g, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _flat(dr, p),
-            _values(w, p, 1.0), _values(b, p, 0.0), NO_MASK, m.reshape(-1), rs.reshape(-1), work, gradients,
+            _values(w, p, 1.0), _values(b, p, 0.0), NOTHING, m.reshape(-1), rs.reshape(-1), work, gradients,
             _scratch(p, share),
         )  # fmt: skip
         from .kernels.backward import backward_kernel
@@ -161,7 +174,7 @@ def backward(
         kinds = (
             p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"],
         )  # fmt: skip
-        kernel = _runner(backward_kernel(kernel_arguments, *kinds), p, share)
+        kernel = _runner(backward_kernel(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)
@@ -257,10 +270,14 @@ def _statistics(work: Array, groups: tuple[int, int]) -> tuple[Array, Array]:
 # ----------------------------------------------------------------------------------------------- from arrays to kernels
 
 
+def _dense(p: Problem, **arrays: Array | None) -> bool:
+    """Whether none of the arrays has gaps between rows."""
+    return all(array is None or p.gapless(array) for array in arrays.values())
+
+
 def _share(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]:
     """How the work on these arrays is shared out."""
-    dense = all(array is None or p.gapless(array) for array in arrays.values())
-    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.x.itemsize, dense)
+    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.x.itemsize, _dense(p, **arrays))
 
 
 @lru_cache(maxsize=4096)
@@ -269,9 +286,9 @@ def _shares(direction: str, *sizes: int) -> dict[str, int]:
     return share
 
 
-def _runner(kernel: Callable[..., None], p: Problem, share: dict[str, int]) -> Callable[..., None]:
+def _runner(kernel: Callable[..., None], p: Problem, parallel: bool) -> Callable[..., None]:
     """What runs the kernel."""
-    return patient(kernel, p.x.nbytes) if share["PARALLEL"] else kernel
+    return patient(kernel, p.x.nbytes) if parallel else kernel
 
 
 def _target(
@@ -299,6 +316,96 @@ def _target(
     # parameters are small: they step out of the way
     w, b = (v.copy() if v is not None and np.may_share_memory(y, v) else v for v in (w, b))
     return y, w, b
+
+
+# -------------------------------------------------------------------------------------------- only some positions valid
+
+
+def _forward_valid(
+    p: Problem, v: Valid, w: Array | None, b: Array | None, s: Array | None, r: Array | None, y: Array
+) -> tuple[Array, Array]:
+    """Fill y, and give mean and rstd; both are 0 where nothing is valid."""
+    from .kernels.forward import forward_kernel
+
+    arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": y}
+    runs, size, kind, mask = tables(
+        "forward", p, v, _dims(p, {"PAST": 1}, w, b, **arrays), _dense(p, **arrays), 2 * p.G
+    )
+    count = p.N * p.G
+    work = np.empty(2 * count + size)
+    work[: 2 * count] = 0.0
+    # what a kernel could not read goes first: y may be x
+    parts = [(n, *_part(p, v, n)) for n in v.apart]
+    cuts = [[None if a is None else a[part].copy() for a in (p.x, s, r)] for _, part, _ in parts]
+    for dims, parallel, scratch in runs:
+        arguments = (
+            dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(y, p), _values(w, p, 1.0), _values(b, p, 0.0),
+            mask, work, np.empty(max(1, scratch), p.dtype.accumulator),
+        )  # fmt: skip
+        kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), kind, p.activation, parallel)
+        _runner(forward_kernel(arguments, *kinds), p, bool(parallel))(*arguments)
+    clear_invalid(y, p, v)
+    mean, rstd = _statistics(work, (p.N, p.G))
+    for (n, part, own), (x, skip, residual) in zip(parts, cuts, strict=True):
+        y[part], mean[n : n + 1], rstd[n : n + 1] = forward(
+            x, p.G, own(w), own(b), p.eps, p.channel_axis, ACTIVATIONS[p.activation], skip, residual, None, None, None,
+            True,
+        )  # fmt: skip
+    return mean, rstd
+
+
+def _backward_valid(
+    p: Problem, v: Valid, w: Array | None, b: Array | None, m: Array, rs: Array, arrays: dict[str, Array | None]
+) -> tuple[Array, Array]:
+    """Fill dx and dresidual, and give what `_parameter_gradients` takes."""
+    from .kernels.backward import backward_kernel
+
+    dy, s, r, dx, dr = (arrays[name] for name in ("DY", "SKIP", "RES", "Y", "DRES"))
+    assert dx is not None
+    assert dy is not None
+    runs, size, kind, mask = tables(
+        "backward", p, v, _dims(p, {"PAST": 1}, w, b, **arrays), _dense(p, **arrays), 2 * p.C
+    )
+    work = np.empty(size + 3 * p.N * p.G + 2 * p.C)
+    gradients = np.empty(2 * p.C, p.dtype.accumulator)
+    parts = [(n, *_part(p, v, n)) for n in v.apart]
+    cuts = [[None if a is None else a[part].copy() for a in (p.x, s, r, dy)] for _, part, _ in parts]
+    sums = np.zeros((2, p.N, p.C))
+    at, sample = FIELDS.index("AT"), FIELDS.index("SAMPLE")
+    for dims, parallel, scratch in runs:
+        arguments = (
+            dims, _flat(dy, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(dx, p), _flat(dr, p),
+            _values(w, p, 1.0), _values(b, p, 0.0), mask, m.reshape(-1), rs.reshape(-1), work, gradients,
+            np.empty(max(1, scratch), p.dtype.accumulator),
+        )  # fmt: skip
+        kinds = (p.layout, _kind(p.x), _kind(dy), _kind(s), _kind(r), kind, p.activation, parallel)
+        _runner(backward_kernel(arguments, *kinds), p, bool(parallel))(*arguments)
+        for problem_dims in dims:
+            begin = problem_dims[at]
+            sums[:, problem_dims[sample]] = work[begin : begin + 2 * p.C].reshape(2, p.C)
+    clear_invalid(dx, p, v)
+    if dr is not None:
+        clear_invalid(dr, p, v)
+    for (n, part, own), (x, skip, residual, upstream) in zip(parts, cuts, strict=True):
+        ones = np.ones(p.C) if w is None else own(w).astype(float).reshape(-1)
+        zeros = np.zeros(p.C) if b is None else own(b).astype(float).reshape(-1)
+        dx[part], sums[1, n], sums[0, n], *more = backward(
+            upstream, x, m[n : n + 1], rs[n : n + 1], p.G, ones, zeros, p.channel_axis, ACTIVATIONS[p.activation], skip,
+            residual, None, None, None,
+        )  # fmt: skip
+        if dr is not None:
+            (dr[part],) = more
+    gradients[:] = sums.sum(axis=1).reshape(-1)
+    return sums.reshape(-1), gradients
+
+
+def _part(p: Problem, v: Valid, n: int) -> tuple[tuple[slice, ...], Callable[[Any], Any]]:
+    """The index of what is valid of sample n, and what gives its own of a parameter."""
+    assert v.lengths is not None
+    axis = next(a for a in range(1, len(p.shape)) if a != p.channel_axis)
+    part = [slice(None)] * len(p.shape)
+    part[0], part[axis] = slice(n, n + 1), slice(0, int(v.lengths[n]))
+    return tuple(part), lambda values: values if values is None or values.ndim == 1 else values[n : n + 1]
 
 
 def _start(array: Array) -> int:

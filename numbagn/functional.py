@@ -18,6 +18,8 @@ def group_norm(
     activation: str | None = None,
     skip: Any = None,
     residual: Any = None,
+    lengths: Any = None,
+    mask: Any = None,
     out: Any = None,
 ) -> Any:
     """Normalize each group of channels of each sample.
@@ -44,6 +46,11 @@ def group_norm(
         Added to x before the statistics are taken. Of x's shape, of any of x's dtypes.
     residual : ndarray, optional
         Added after weight and bias, before the activation. Of x's shape, of any of x's dtypes.
+    lengths : (N,) array or list of int, optional
+        How many positions of each sample are valid, counted along the first spatial axis: a padded batch of sequences.
+        The statistics are over the valid ones; y is 0 at the others, which may hold anything, NaN too.
+    mask : ndarray of bool, optional
+        Which positions are valid: of shape (N, 1, ...), 1 being at the channel axis, or one that broadcasts to it.
     out : ndarray, optional
         Where to write the result: of x's shape and dtype. It may be x itself; where it overlaps an argument in any
         other way the result is as if it did not.
@@ -86,7 +93,9 @@ def group_norm(
     array([-1.528, -1.091, -0.655, -0.218], dtype=float32)
     """
     y: Any
-    y, _, _ = forward(x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, out, False)
+    y, _, _ = forward(
+        x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out, False
+    )
     return y
 
 
@@ -101,13 +110,15 @@ def group_norm_forward(
     activation: str | None = None,
     skip: Any = None,
     residual: Any = None,
+    lengths: Any = None,
+    mask: Any = None,
     out: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Normalize, and give the statistics too: what training needs.
 
     Parameters
     ----------
-    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, out
+    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
         As for `group_norm`.
 
     Returns
@@ -123,7 +134,7 @@ def group_norm_forward(
     TypeError, ValueError
         As `group_norm`.
     """
-    return forward(x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, out, True)
+    return forward(x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out, True)
 
 
 def group_norm_backward(
@@ -139,6 +150,8 @@ def group_norm_backward(
     activation: str | None = None,
     skip: Any = None,
     residual: Any = None,
+    lengths: Any = None,
+    mask: Any = None,
     out: Any = None,
 ) -> tuple[Any, ...]:
     """Gradients of a loss with respect to x, weight, bias and residual, from its gradient with respect to y.
@@ -147,7 +160,7 @@ def group_norm_backward(
     ----------
     dy : ndarray
         The gradient with respect to y: of x's shape, of any of x's dtypes.
-    x, num_groups, weight, bias, channel_axis, activation, skip, residual
+    x, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask
         What the forward pass was given. `bias` and `residual` matter only with an activation.
     mean, rstd : (N, G) ndarray
         The statistics, as from `group_norm_forward`; those of other libraries (float32) are taken as they are.
@@ -176,4 +189,6 @@ def group_norm_backward(
     positions (and samples). The bits of dx, of dresidual and of (N, C) gradients do not depend on the batch, none
     depend on the threads.
     """
-    return backward(dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, out)
+    return backward(
+        dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out
+    )

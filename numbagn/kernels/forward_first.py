@@ -1,6 +1,6 @@
 """The forward pass, channels first: a block is one group of one sample, consecutive in memory."""
 
-from .compiled import device
+from .compiled import device, inlined
 from .geometry import (
     B_C, B_N, CHANNELS_FIRST, D, DENSE, G, KEEP_M2, MASK_N, MASK_R, PART, PARTS, PAST, PIECES, RES_N, RES_R, RUN, S,
     SETTLE, SKIP_N, SKIP_R, SUM, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
@@ -13,7 +13,7 @@ from .tables import along, element_parameters, expand
 from .vectors import doubles, fma, join, lane_sum
 
 
-@device
+@inlined
 def sum_part_first(dims, n, g, k, px, ps, pm, partial):
     """Sums over part k of block (n, g), PART elements of its line."""
     c, start = g * dims[D], k * dims[PART]
@@ -26,7 +26,7 @@ def sum_part_first(dims, n, g, k, px, ps, pm, partial):
     partial[at], partial[at + 1] = total, squares
 
 
-@device
+@inlined
 def settle_block_first(dims, n, g, px, ps, pm, partial, mean, rstd, eps):
     """Mean and rstd (or M2) of block (n, g) from its partial sums, added in order."""
     u, c = n * dims[G] + g, g * dims[D]
@@ -76,7 +76,7 @@ def one_vector_blocks(dims, low, high, eps, px, ps, pr, py, pm, slot, weight, bi
             n, g = n + 1, 0
 
 
-@device
+@inlined
 def write_pieces_first(dims, n, g, low, high, px, ps, pr, py, pm, weight, bias, slot, mean, rstd, partial, act):
     """Pieces low .. high - 1 of block (n, g), each RUN elements of its line.
 

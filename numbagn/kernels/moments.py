@@ -11,7 +11,7 @@ of opposite sign lose nothing.
 
 import math
 
-from .compiled import device
+from .compiled import device, inlined
 from .formulas import half_difference
 from .geometry import (
     CHANNELS_FIRST, CHANNELS_LAST, D, DENSE, MASK_C, MASK_R, S, SKIP_R, SPOT_0, VALID, X_R,
@@ -36,22 +36,29 @@ def spot(dims, layout, stride, i):
     if layout == CHANNELS_LAST:
         return dims[S] * i // 8 * stride + dims[D] * i // 8
     at = dims[D] * dims[S] * i // 8
-    return at if dims[DENSE] != 0 else at // dims[S] * stride + at % dims[S]
+    return at // dims[S] * stride + at % dims[S]
 
 
-@device
+@inlined
 def location(dims, layout, ptr, base, stride):
     """A number near the block's mean that the accumulator's type can hold: the mean of four of its valid elements.
 
     It equals the mean exactly where all elements are equal.
     """
     total = 0.0
-    for i in range(1, 8, 2):
-        total += 0.25 * load_one(ptr, base + spot(dims, layout, stride, i))
+    if layout == CHANNELS_FIRST and dims[DENSE] != 0 and dims[VALID] == dims[S]:
+        size = (
+            dims[D] * dims[S]
+        )  # as `spot` would say, without divisions: they were a fifth of the time of small blocks
+        for i in range(1, 8, 2):
+            total += 0.25 * load_one(ptr, base + size * i // 8)
+    else:
+        for i in range(1, 8, 2):
+            total += 0.25 * load_one(ptr, base + spot(dims, layout, stride, i))
     return rounded(ptr, total)
 
 
-@device
+@inlined
 def shifts(dims, layout, px, ps, x_base, skip_base):
     """The K of x and of skip, before the mean is known."""
     k = location(dims, layout, px, x_base, dims[X_R])
@@ -61,7 +68,7 @@ def shifts(dims, layout, px, ps, x_base, skip_base):
     return k, k_skip
 
 
-@device
+@inlined
 def final_shift(dims, layout, px, ps, x_base, mean):
     """The K of x once the mean is known: the mean itself, or with skip, which has its share, a number near x's own.
 
@@ -146,18 +153,17 @@ def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_
     return lane_sum(total), lane_sum(squares)
 
 
-@device
+@inlined
 def line_sums(dims, px, ps, pm, x_base, skip_base, m_base, start, n, k, k_skip):
     """Channels first: `shifted_sums` over elements start .. start + n - 1 of a block."""
-    if dims[DENSE] != 0:
-        return shifted_sums(
-            px, ps, pm, x_base + start, skip_base + start, m_base + start, n, n, n, 0, 0, 0, k, k_skip
-        )  # fmt: skip
-    row = dims[S]
-    c, s = start // row, start % row
+    c, s, end, row = 0, start, n, n
+    if dims[DENSE] == 0:
+        row = dims[S]
+        c, s = start // row, start % row
+        end = row - s
     return shifted_sums(
-        px, ps, pm, x_base + c * dims[X_R] + s, skip_base + c * dims[SKIP_R] + s, m_base + c * dims[MASK_R] + s, n,
-        row - s, row, dims[X_R] - row, dims[SKIP_R] - row, dims[MASK_R] - row, k, k_skip,
+        px, ps, pm, x_base + c * dims[X_R] + s, skip_base + c * dims[SKIP_R] + s, m_base + c * dims[MASK_R] + s, n, end,
+        row, dims[X_R] - row, dims[SKIP_R] - row, dims[MASK_R] - row, k, k_skip,
     )  # fmt: skip
 
 
@@ -202,6 +208,15 @@ def careful_moments(dims, layout, px, ps, pm, x_base, skip_base, m_base):
 
 
 @device
+def summed_again(dims, layout, px, ps, pm, x_base, skip_base, m_base, mean):
+    """(K, K of skip, sum of x - K, sum of (x - K)**2) of a block with K near its mean, which is roughly known."""
+    k = final_shift(dims, layout, px, ps, x_base, mean)
+    k_skip = skip_shift(px, ps, k, mean)
+    total, squares = block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip)
+    return k, k_skip, total, squares
+
+
+@inlined
 def settle(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip, total, squares, eps):
     """(mean, what its rounding to float64 lost, M2) of a block from its sums about K.
 
@@ -210,12 +225,10 @@ def settle(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip, total
     """
     size = dims[D] * dims[VALID]
     excess = total * (total / size)
-    if excess > WORST * (squares - excess):
-        # K was no member of the crowd: the mean, however roughly known by now, is
-        mean = k + k_skip + total / size
-        k = final_shift(dims, layout, px, ps, x_base, mean)
-        k_skip = skip_shift(px, ps, k, mean)
-        total, squares = block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip)
+    if excess > WORST * (squares - excess):  # K was no member of the crowd
+        k, k_skip, total, squares = summed_again(
+            dims, layout, px, ps, pm, x_base, skip_base, m_base, k + k_skip + total / size
+        )
         excess = total * (total / size)
     mean, m2 = k + k_skip + total / size, max(squares - excess, 0.0)
     lost = total / size - (mean - k - k_skip)
