@@ -4,7 +4,11 @@ from . import reference
 from ._warmup import warmup
 from .functional import group_norm, group_norm_backward, group_norm_forward
 from .layers import GroupNorm
+from .moments import Moments, group_moments, normalize
 
 __version__ = "0.1.0"
 
-__all__ = ["GroupNorm", "group_norm", "group_norm_backward", "group_norm_forward", "reference", "warmup"]
+__all__ = [
+    "GroupNorm", "Moments", "group_moments", "group_norm", "group_norm_backward", "group_norm_forward", "normalize",
+    "reference", "warmup",
+]  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 
 from ._dtypes import Dtype, dtype_row, supported
 
-__all__ = ["as_array", "flat"]
+__all__ = ["as_array", "flat", "float_row", "real_row"]
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -27,10 +27,16 @@ def as_array(name: str, value: Any) -> np.ndarray:
 
 
 def float_row(name: str, array: np.ndarray) -> Dtype:
+    """The row of the array's dtype, one of the floats', or a TypeError that names it."""
+    return real_row(name, array, integers=False)
+
+
+def real_row(name: str, array: np.ndarray, integers: bool = True) -> Dtype:
     """The row of the array's dtype, or a TypeError that names it."""
-    row = dtype_row(array.dtype)
+    row = dtype_row(array.dtype, integers)
     if row is None:
-        raise TypeError(f"{name} must have dtype {supported()}, got {array.dtype}")
+        hint = "; convert it with .astype" if array.dtype.kind in "iub" else ""
+        raise TypeError(f"{name} must have dtype {supported(integers)}, got {array.dtype}{hint}")
     return row
 
 

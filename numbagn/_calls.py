@@ -5,7 +5,7 @@ The first three steps of a call give the same for all arguments of the same kind
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,8 @@ class Plan(NamedTuple):
     dims: Array
     eps: float
     groups: tuple[int, int]  # N, G
-    storage: np.dtype[Any]
+    storage: np.dtype[Any]  # of x
+    y_storage: np.dtype[Any]  # of y and dx
     plain: bool  # x and the result lie in memory in the order of their axes
     direct: bool  # the kernel takes the parameters as they are
     weight: Array  # stand for parameters that are not given
@@ -72,7 +73,7 @@ def forward(
             work = np.empty(plan.work)
             plan.kernel(
                 plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
-                y.reshape(-1) if plan.plain else flat(y, plan.storage),
+                y.reshape(-1) if plan.plain else flat(y, plan.y_storage),
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
@@ -83,7 +84,7 @@ def forward(
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
     valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
-    y = array_like(x, p.x.dtype) if out is None else output(out, p)
+    y = array_like(x, p.result) if out is None else output(out, p)
     if p.size == 0:
         return (y if out is None else out), np.zeros((p.N, p.G)), np.zeros((p.N, p.G))
     target, w, b = _target(y, p, w, b, (p.x, s, r))
@@ -103,7 +104,7 @@ def forward(
     )  # fmt: skip
     from .kernels.forward import forward_kernel
 
-    kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"])
+    kinds = (p.layout, STORED.index(p.dtype.name), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"])
     kernel = _runner(forward_kernel(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
     kernel(*kernel_arguments)
     if target is not y:
@@ -132,7 +133,7 @@ def backward(
             plan.kernel(
                 plan.dims, dy.reshape(-1) if plan.plain else flat(dy, plan.storage),
                 x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
-                dx.reshape(-1) if plan.plain else flat(dx, plan.storage), None,
+                dx.reshape(-1) if plan.plain else flat(dx, plan.y_storage), None,
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
                 NOTHING, mean.reshape(-1), rstd.reshape(-1), work, gradients,
@@ -150,7 +151,7 @@ def backward(
         raise TypeError("dy must be a numpy.ndarray, got None")
     m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
     valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
-    dx = array_like(x, p.x.dtype) if out is None else output(out, p)
+    dx = array_like(x, p.result) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
     work, gradients = np.zeros(2 * p.N * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
     if p.size:
@@ -172,7 +173,7 @@ def backward(
         from .kernels.backward import backward_kernel
 
         kinds = (
-            p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"],
+            p.layout, STORED.index(p.dtype.name), _kind(g), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"],
         )  # fmt: skip
         kernel = _runner(backward_kernel(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
         kernel(*kernel_arguments)
@@ -248,11 +249,18 @@ def _plan(
 ) -> Plan:  # fmt: skip
     given = [v for v in parameters if v is not None]
     return Plan(
-        kernel, np.empty_like if p.x.nbytes < LEAST_BYTES else array_like, dims, p.eps, (p.N, p.G), p.dtype.storage,
+        kernel, _maker(p), dims, p.eps, (p.N, p.G), p.dtype.storage,
+        p.dtype.storage if p.result == p.x.dtype else p.result,
         bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
         all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
         _values(None, p, 1.0), _values(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
     )  # fmt: skip
+
+
+def _maker(p: Problem) -> Callable[[Array], Array]:
+    """What makes a new result for arrays like p.x."""
+    make: Callable[..., Array] = np.empty_like if p.size * p.result.itemsize < LEAST_BYTES else array_like
+    return make if p.result == p.x.dtype else partial(make, dtype=p.result)
 
 
 def _remember(key: tuple[Any, ...], plan: Plan) -> None:
@@ -277,7 +285,7 @@ def _dense(p: Problem, **arrays: Array | None) -> bool:
 
 def _share(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]:
     """How the work on these arrays is shared out."""
-    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.x.itemsize, _dense(p, **arrays))
+    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.result.itemsize, _dense(p, **arrays))
 
 
 @lru_cache(maxsize=4096)
@@ -310,9 +318,9 @@ def _target(
         return p.steps(operand) != p.steps(y) or _start(operand) != _start(y) or operand.dtype != y.dtype
 
     if p.steps(y) is None or not y.flags.aligned or p.overlaps_itself(y):
-        return p.empty(p.x.dtype), w, b
+        return p.empty(p.result), w, b
     if any(map(in_the_way, operands)) or any(np.may_share_memory(y, other) for other in others):
-        return p.empty(p.x.dtype), w, b
+        return p.empty(p.result), w, b
     # parameters are small: they step out of the way
     w, b = (v.copy() if v is not None and np.may_share_memory(y, v) else v for v in (w, b))
     return y, w, b
@@ -342,7 +350,7 @@ def _forward_valid(
             dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(y, p), _values(w, p, 1.0), _values(b, p, 0.0),
             mask, work, np.empty(max(1, scratch), p.dtype.accumulator),
         )  # fmt: skip
-        kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), kind, p.activation, parallel)
+        kinds = (p.layout, STORED.index(p.dtype.name), _kind(s), _kind(r), kind, p.activation, parallel)
         _runner(forward_kernel(arguments, *kinds), p, bool(parallel))(*arguments)
     clear_invalid(y, p, v)
     mean, rstd = _statistics(work, (p.N, p.G))
@@ -378,7 +386,7 @@ def _backward_valid(
             _values(w, p, 1.0), _values(b, p, 0.0), mask, m.reshape(-1), rs.reshape(-1), work, gradients,
             np.empty(max(1, scratch), p.dtype.accumulator),
         )  # fmt: skip
-        kinds = (p.layout, _kind(p.x), _kind(dy), _kind(s), _kind(r), kind, p.activation, parallel)
+        kinds = (p.layout, STORED.index(p.dtype.name), _kind(dy), _kind(s), _kind(r), kind, p.activation, parallel)
         _runner(backward_kernel(arguments, *kinds), p, bool(parallel))(*arguments)
         for problem_dims in dims:
             begin = problem_dims[at]

@@ -137,7 +137,7 @@ def tables(
         return [], 0, kind, mask
     sizes = [p.S] * len(samples) if v.lengths is None else [int(v.counts[n]) for n in samples]
     cut = p.layout == CHANNELS_FIRST and p.C > 1
-    itemsize = p.x.itemsize
+    itemsize = p.result.itemsize
     shares = [_share(direction, p.layout, p.C, p.G, S, itemsize, dense and not (cut and S < p.S)) for S in sizes]
 
     rows = np.repeat(common, len(samples), axis=0)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array, float_row
+from ._arrays import as_array, float_row, real_row
 from ._dtypes import Dtype
 from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, FEW_CHANNELS, FEW_POSITIONS
 
@@ -40,6 +40,11 @@ class Problem(NamedTuple):
     def size(self) -> int:
         """Elements of x."""
         return self.N * self.C * self.S
+
+    @property
+    def result(self) -> np.dtype:
+        """The dtype of y and dx."""
+        return self.x.dtype if self.dtype.result == self.x.dtype.name else np.dtype(self.dtype.result)
 
     def steps(self, array: np.ndarray) -> tuple[int, int] | None:
         """Elements from sample to sample and from row to row of `array`; None where its memory is not laid out so."""
@@ -149,7 +154,7 @@ def problem(
 ) -> Problem:
     """Check x and the options; copy x only where no kernel can walk its memory."""
     array = as_array(name, x)
-    row = float_row(name, array)
+    row = real_row(name, array)
     if array.ndim < 2:
         raise ValueError(f"{name} must have at least 2 dimensions (N, C, ...), got shape {array.shape}")
     axis = channel_axis_of(channel_axis, array.ndim)
@@ -270,14 +275,15 @@ def statistics(name: str, value: Any, p: Problem) -> np.ndarray:
     return np.require(array, np.float64, ("C", "A", "W"))  # writable: the one type kernels are compiled for
 
 
-def output(value: Any, p: Problem) -> np.ndarray:
+def output(value: Any, p: Problem, name: str = "x") -> np.ndarray:
     """Check `out`: what y or dx is to be written to."""
     as_array("out", value)
     array: np.ndarray = value
-    if value.dtype != p.x.dtype:
-        raise TypeError(f"out must have x's dtype {p.x.dtype}, got {value.dtype}")
+    if value.dtype != p.result:
+        allowed = f"{name}'s dtype {p.result}" if p.result == p.x.dtype else f"dtype {p.result} for {p.x.dtype} {name}"
+        raise TypeError(f"out must have {allowed}, got {value.dtype}")
     if value.shape != p.shape:
-        raise ValueError(f"out must have x's shape {p.shape}, got {value.shape}")
+        raise ValueError(f"out must have {name}'s shape {p.shape}, got {value.shape}")
     if not value.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
     return array

@@ -26,16 +26,16 @@ def group_norm(
 
     Parameters
     ----------
-    x : (N, C, ...) ndarray of float16, bfloat16, float32 or float64
+    x : (N, C, ...) ndarray of float16, bfloat16, float32 or float64, or of uint8, int8, uint16 or int16
         The samples. Axis 0 is the batch, `channel_axis` the channels, all others are positions. Any strides and byte
         order; memory is not copied while samples, channels and positions lie densely in channels-first or channels-last
         order (slices along the batch, and channels-last slices of 64 channels or more, are dense enough). A memory map
-        is read in place.
+        is read in place. Of integers the result is float32, made in one pass, without a converted copy.
     num_groups : int
         The number of groups G, a divisor of C: 1 is layer norm over channels and positions, C is instance norm.
     weight, bias : (C,) or (N, C) ndarray, optional
-        Scale and shift of each channel, or of each channel of each sample; each alone if wanted. Of any of x's dtypes;
-        applied in float32, for float64 x in float64.
+        Scale and shift of each channel, or of each channel of each sample; each alone if wanted. Of any of the four
+        float dtypes; applied in float32, for float64 x in float64.
     eps : float, optional
         Added to the variance; finite, not negative.
     channel_axis : int, optional
@@ -43,22 +43,22 @@ def group_norm(
     activation : {None, "relu", "silu", "gelu", "gelu_tanh"}, optional
         Applied last.
     skip : ndarray, optional
-        Added to x before the statistics are taken. Of x's shape, of any of x's dtypes.
+        Added to x before the statistics are taken. Of x's shape, of any of the float dtypes.
     residual : ndarray, optional
-        Added after weight and bias, before the activation. Of x's shape, of any of x's dtypes.
+        Added after weight and bias, before the activation. Of x's shape, of any of the float dtypes.
     lengths : (N,) array or list of int, optional
         How many positions of each sample are valid, counted along the first spatial axis: a padded batch of sequences.
         The statistics are over the valid ones; y is 0 at the others, which may hold anything, NaN too.
     mask : ndarray of bool, optional
         Which positions are valid: of shape (N, 1, ...), 1 being at the channel axis, or one that broadcasts to it.
     out : ndarray, optional
-        Where to write the result: of x's shape and dtype. It may be x itself; where it overlaps an argument in any
+        Where to write the result: of y's shape and dtype. It may be x itself; where it overlaps an argument in any
         other way the result is as if it did not.
 
     Returns
     -------
     ndarray
-        y, of x's shape, dtype and memory order; `out` if that is given.
+        y, of x's shape, dtype (float32 for integers) and memory order; `out` if that is given.
 
     Raises
     ------
@@ -159,18 +159,18 @@ def group_norm_backward(
     Parameters
     ----------
     dy : ndarray
-        The gradient with respect to y: of x's shape, of any of x's dtypes.
+        The gradient with respect to y: of x's shape, of any of the float dtypes.
     x, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask
         What the forward pass was given. `bias` and `residual` matter only with an activation.
     mean, rstd : (N, G) ndarray
         The statistics, as from `group_norm_forward`; those of other libraries (float32) are taken as they are.
     out : ndarray, optional
-        Where to write dx: of x's shape and dtype; may be x or dy itself.
+        Where to write dx: of its shape and dtype; may be x or dy itself.
 
     Returns
     -------
     dx : ndarray
-        Of x's shape, dtype and memory order; it is also the gradient with respect to `skip`.
+        Of x's shape, dtype (float32 for integers) and memory order; it is also the gradient with respect to `skip`.
     dweight, dbias : ndarray
         Of the parameter's own shape and dtype, (C,) or (N, C). Where the parameter is None: (C,), in float32, for
         float64 x in float64.

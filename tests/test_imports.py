@@ -69,7 +69,8 @@ def public():
     del found["reference"]
     for name, value in list(found.items()):
         if inspect.isclass(value):
-            methods = inspect.getmembers(value, inspect.isfunction)
+            ours = lambda f: inspect.isfunction(f) and f.__module__.startswith("numbagn.")  # noqa: E731
+            methods = inspect.getmembers(value, ours)
             found |= {f"{name}.{m}": f for m, f in methods if not m.startswith("_") or m in ("__call__", "__repr__")}
     return found
 

@@ -15,6 +15,7 @@ the first and makes x_hat of d.
 
 from numba import prange
 
+from .._dtypes import RESULT_KINDS
 from .backward_first import steps_first
 from .backward_last import steps_last
 from .compiled import entry
@@ -34,6 +35,7 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
     It fills dx, dresidual, `work` (sums of each problem; m1, m2 and shift of each block; float64 totals of the sums
     over the samples) and the parameters' gradients: dbias, dweight.
     """
+    dx_kind = RESULT_KINDS[x_kind]
 
     def backward(dims, dy, x, skip, residual, dx, dresidual, weight, bias, mask, mean, rstd, work, gradients, scratch):
         if sources == 0:
@@ -49,7 +51,7 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
             for t in prange(tasks):
                 low, high = t * steps // tasks, (t + 1) * steps // tasks
                 slot = offset(values(scratch), t * common[SLOT])
-                pdy, px, pdx = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, x_kind)
+                pdy, px, pdx = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, dx_kind)
                 ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
                 if residual_kind < 0:
                     pr, pdr = absent(px), absent(px)
@@ -59,7 +61,7 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
                 for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
                     own = dims[q]
                     n = own[SAMPLE]
-                    first, last = (low, high) if problems == 1 else (0, own[UNITS])
+                    first, last = (low, high) if problems == 1 else (0, own[UNITS] * steps_of_unit(phase, own))
                     ody, ox, odx = offset(pdy, n * own[DY_N]), offset(px, n * own[X_N]), offset(pdx, n * own[Y_N])
                     os, om = offset(ps, n * own[SKIP_N]), offset(pm, n * own[MASK_N])
                     ores, odres = offset(pr, n * own[RES_N]), offset(pdr, n * own[DRES_N])

@@ -7,6 +7,7 @@ and every step writes only what is its own, so the bits do not depend on how the
 
 from numba import prange
 
+from .._dtypes import RESULT_KINDS
 from .compiled import entry
 from .forward_first import steps_first
 from .forward_last import steps_last
@@ -25,6 +26,7 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, mask_kind, activati
     The kernel reads flat arrays (storage kinds as given, parameters and scratch in the accumulator's type, statistics
     and partial sums in float64) by the strides in `dims`, and fills y and `work`: mean, rstd, partial sums.
     """
+    y_kind = RESULT_KINDS[x_kind]
 
     def forward(dims, eps, x, skip, residual, y, weight, bias, mask, work, scratch):
         if sources == 0:
@@ -38,7 +40,7 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, mask_kind, activati
             for t in prange(tasks):
                 low, high = t * steps // tasks, (t + 1) * steps // tasks
                 slot = offset(values(scratch), t * common[SLOT])
-                px, py = pointer(x, x_kind), pointer(y, x_kind)
+                px, py = pointer(x, x_kind), pointer(y, y_kind)
                 ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
                 pr = absent(px) if residual_kind < 0 else pointer(residual, residual_kind)
                 pm = mask_pointer(mask, mask_kind)
@@ -46,7 +48,7 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, mask_kind, activati
                     own = dims[q]
                     n = own[SAMPLE]
                     mean, rstd = work[n * own[G] : count], work[count + n * own[G] : 2 * count]
-                    first, last = (low, high) if problems == 1 else (0, own[UNITS])
+                    first, last = (low, high) if problems == 1 else (0, own[UNITS] * steps_of_unit(phase, own))
                     ox, os, om = offset(px, n * own[X_N]), offset(ps, n * own[SKIP_N]), offset(pm, n * own[MASK_N])
                     ores, oy = offset(pr, n * own[RES_N]), offset(py, n * own[Y_N])
                     w, b, partial = weight[n * own[W_N] :], bias[n * own[B_N] :], work[2 * count + own[AT] :]

@@ -5,6 +5,7 @@ Numba has no half arrays.
 """
 
 import platform
+from types import SimpleNamespace
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
@@ -111,21 +112,51 @@ def _narrow_bf16(builder, value, vector):
     return builder.trunc(builder.lshr(kept, splat_int(wide, 16)), llvm_vector(vector, I16))
 
 
+def _from_unsigned(builder, raw, vector):
+    # by way of signed 32-bit integers, for which AVX2 has an instruction
+    return builder.sitofp(builder.zext(raw, llvm_vector(vector, I32)), llvm_vector(vector))
+
+
+def _from_signed(builder, raw, vector):
+    return builder.sitofp(builder.sext(raw, llvm_vector(vector, I32)), llvm_vector(vector))
+
+
 def _same(builder, value, vector):
     return value
+
+
+# Half a vector, on the way to float64.
+EIGHT_FLOATS = SimpleNamespace(scalar=F32X16.scalar, lanes=8)
 
 
 def _to_double(builder, value, vector):
     return builder.fpext(value, llvm_vector(vector, F64))
 
 
-# kind: (what a load gives, element in memory, memory -> accumulator, accumulator -> memory)
+# kind: (what a load gives, element in memory, memory -> accumulator, accumulator -> memory; None: only read)
 KINDS = {
     "float16": (F32X16, I16, _widen_f16, _narrow_f16),
     "bfloat16": (F32X16, I16, _widen_bf16, _narrow_bf16),
     "float32": (F32X16, F32, _same, _same),
     "float64": (F64X8, F64, _same, _same),
+    "uint8": (F32X16, I8, _from_unsigned, None),
+    "int8": (F32X16, I8, _from_signed, None),
+    "uint16": (F32X16, I16, _from_unsigned, None),
+    "int16": (F32X16, I16, _from_signed, None),
 }
+
+
+def _wide(kind):
+    """The kind for the same memory whose loads give float64."""
+    _, element, widen, _ = KINDS[kind]
+
+    def to_double(builder, raw, vector):
+        return _to_double(builder, widen(builder, raw, EIGHT_FLOATS), vector)
+
+    return F64X8, element, to_double, None
+
+
+KINDS |= {f"wide {kind}": _wide(kind) for kind in KINDS if KINDS[kind][0] == F32X16}
 
 
 def _address(builder, pointer, element, index):
@@ -133,7 +164,7 @@ def _address(builder, pointer, element, index):
 
 
 def _align(element):
-    return {I16: 2, F32: 4, F64: 8}[element]
+    return {I8: 1, I16: 2, F32: 4, F64: 8}[element]
 
 
 # ------------------------------------------------------------------------------------------------------------ pointers
@@ -386,7 +417,7 @@ def streamed(typingctx):
 
 
 def _masked_name(verb, raw):
-    names = {I16: "i16", F32: "f32", F64: "f64"}
+    names = {I8: "i8", I16: "i16", F32: "f32", F64: "f64"}
     return f"llvm.masked.{verb}.v{raw.count}{names[raw.element]}.p0"
 
 

@@ -23,7 +23,8 @@ from .vectors import doubles, fma, join, keep, lane_sum
 CHUNK = 512
 # Largest (mean - K)**2 / variance accepted.
 WORST = 16.0
-# Below this eps, squares that float32 cannot hold (differences under 1e-19) would be missed in the result.
+# Below this eps, squares that float32 cannot hold (differences under 1e-19) would be missed in the result; loops in
+# float64 miss none that `careful_moments` would find.
 TINY_EPS, TINY_SQUARE = 1e-30, 1e-30
 
 
@@ -232,7 +233,8 @@ def settle(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip, total
         excess = total * (total / size)
     mean, m2 = k + k_skip + total / size, max(squares - excess, 0.0)
     lost = total / size - (mean - k - k_skip)
-    if not math.isfinite(squares) or (eps < TINY_EPS and squares < TINY_SQUARE * size):
+    tiny = lanes(px) > 8 and eps < TINY_EPS and squares < TINY_SQUARE * size
+    if tiny or not math.isfinite(squares):
         mean, m2 = careful_moments(dims, layout, px, ps, pm, x_base, skip_base, m_base)
         lost = 0.0
     return mean, lost, m2
