@@ -1,9 +1,18 @@
 """Group normalization for NumPy arrays, compiled by Numba."""
 
 from . import reference
+from .derivatives import group_norm_double_backward, group_norm_jvp
 from .functional import group_norm, group_norm_backward, group_norm_forward
 from .layers import GroupNorm
 
 __version__ = "0.1.0"
 
-__all__ = ["GroupNorm", "group_norm", "group_norm_backward", "group_norm_forward", "reference"]
+__all__ = [
+    "GroupNorm",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_double_backward",
+    "group_norm_forward",
+    "group_norm_jvp",
+    "reference",
+]
