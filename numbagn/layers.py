@@ -8,7 +8,7 @@ import numpy as np
 from ._arrays import as_array, float_row
 from ._dtypes import dtype_row, supported
 from ._problem import activation_code, channel_axis_of, epsilon, groups_of, integer, shown
-from ._weights import SPELLINGS, find_parameters
+from ._weights import SPELLINGS, entries, find_parameters
 from .functional import group_norm, group_norm_backward, group_norm_forward
 
 __all__ = ["GroupNorm", "Saved"]
@@ -221,23 +221,30 @@ class GroupNorm:
         ----------
         mapping : mapping of str to (C,) ndarray
             For example ``numpy.load("weights.npz")`` or what safetensors gives. Names that do not begin with `prefix`
-            are passed over; those that do must be exactly this layer's, as weight/bias, scale/bias or gamma/beta.
+            are passed over; those that do must be exactly this layer's, as weight/bias (PyTorch, MLX), scale/bias
+            (Flax, ONNX) or gamma/beta (Keras, with ``":0"`` too). Mappings in it are read as names joined by ``"/"``.
         prefix : str, optional
-            What stands before the names, separator included: ``"down.0.norm1."``.
+            What stands before the names, separator included: ``"down.0.norm1."``, or ``"params/GroupNorm_0/"`` for the
+            nested variables of Flax.
 
         Raises
         ------
         ValueError, TypeError
             Naming every entry that is missing, unexpected, misshapen or of a dtype not taken. The layer is as it was.
+
+        Notes
+        -----
+        `eps` is not among the parameters, and the defaults differ: PyTorch and MLX 1e-5, Flax 1e-6, Keras 1e-3. Groups
+        of MLX are interleaved unless it was told otherwise: `numbagn.interop.mlx` tells what to do.
         """
         if not isinstance(mapping, Mapping) or not all(isinstance(name, str) for name in mapping):
             raise TypeError(f"mapping must be a mapping of str to arrays, got {type(mapping).__qualname__}")
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string, got {shown(prefix)}")
-        given = {name.removeprefix(prefix): mapping[name] for name in mapping if name.startswith(prefix)}
+        given = entries(mapping, prefix)
         known = given.keys() & {name for pair in SPELLINGS for name in pair}
         if known:
-            find_parameters(mapping, prefix)  # refuses mixed spellings
+            find_parameters({prefix + name: value for name, value in given.items()}, prefix)  # refuses mixed spellings
         spelling = next(pair for pair in SPELLINGS if known <= set(pair))
         wanted = dict(zip(("weight", "bias"), spelling, strict=True))
         wanted = {own: name for own, name in wanted.items() if getattr(self, own) is not None}
