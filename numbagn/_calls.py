@@ -14,6 +14,7 @@ from numpy import ndarray
 from . import _schedule
 from ._arrays import flat
 from ._dtypes import STORED
+from ._loading import kernels
 from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
 from ._threads import at_fork, patient
@@ -86,6 +87,7 @@ def forward(
         return (y if out is None else out), np.zeros((p.N, p.G)), np.zeros((p.N, p.G))
     target, w, b = _target(y, p, w, b, (p.x, s, r))
 
+    kernel_of = kernels("forward").forward_kernel
     share = _share("forward", p, X=p.x, SKIP=s, RES=r, Y=target)
     dims = _dims(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
     groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
@@ -94,10 +96,8 @@ def forward(
         dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _values(w, p, 1.0), _values(b, p, 0.0),
         work, _scratch(p, share),
     )  # fmt: skip
-    from .kernels.forward import forward_kernel
-
     kinds = (p.layout, _kind(p.x), _kind(s), _kind(r), p.activation, share["PARALLEL"])
-    kernel = _runner(forward_kernel(kernel_arguments, *kinds), p, share)
+    kernel = _runner(kernel_of(kernel_arguments, *kinds), p, share)
     kernel(*kernel_arguments)
     if target is not y:
         np.copyto(y, target)
@@ -147,6 +147,7 @@ def backward(
     if p.size:
         target, w, b = _target(dx, p, w, b, (p.x, g, s, r), m, rs)
         arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
+        kernel_of = kernels("backward").backward_kernel
         share = _share("backward", p, **arrays)
         dims = _dims(p, share, w, b, **arrays)
         work = np.empty(2 * share["PARTS"] * p.N * p.C + 3 * p.N * p.G + 2 * p.C)
@@ -154,12 +155,10 @@ def backward(
             dims, _flat(g, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _flat(dr, p),
             _values(w, p, 1.0), _values(b, p, 0.0), m.reshape(-1), rs.reshape(-1), work, gradients, _scratch(p, share),
         )  # fmt: skip
-        from .kernels.backward import backward_kernel
-
         kinds = (
             p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), p.activation, share["PARALLEL"],
         )  # fmt: skip
-        kernel = _runner(backward_kernel(kernel_arguments, *kinds), p, share)
+        kernel = _runner(kernel_of(kernel_arguments, *kinds), p, share)
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)

@@ -87,9 +87,9 @@ def draw(number: tuple[int, ...], kinds: int = len(KINDS), kind: Kind | None = N
     if large is None:
         large = kind.several and rng.random() < LARGE_ODDS
     groups, n = int(rng.integers(1, 5)), int(rng.integers(1, 5))
-    if large:  # from about 0.3 to 3 MiB
+    if large:  # from about 0.4 to 4 MiB
         channels = groups * int(rng.integers(4, 9))
-        positions = (int(rng.integers(150, 260)) * 160 // (n * channels) + 1, int(rng.integers(8, 17)))
+        positions = (int(rng.integers(150, 400)) * 160 // (n * channels) + 1, int(rng.integers(8, 17)))
     else:
         channels = groups * int(rng.integers(1, 6))
         positions = tuple(int(v) for v in rng.integers(1, 5, rng.integers(0, 4)))
