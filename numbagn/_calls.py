@@ -14,6 +14,7 @@ from numpy import ndarray
 from . import _schedule
 from ._arrays import flat
 from ._dtypes import STORED
+from ._loading import kernels
 from ._padded import NOTHING, Valid, clear_invalid, tables, valid_positions
 from ._problem import ACTIVATIONS, Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
@@ -94,6 +95,7 @@ def forward(
             np.copyto(y, target)
         return (y if out is None else out), mean, rstd
 
+    kernel_of = kernels("forward").forward_kernel
     share = _share("forward", p, X=p.x, SKIP=s, RES=r, Y=target)
     dims = _dims(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
     groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
@@ -102,10 +104,8 @@ def forward(
         dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _values(w, p, 1.0), _values(b, p, 0.0),
         NOTHING, work, _scratch(p, share),
     )  # fmt: skip
-    from .kernels.forward import forward_kernel
-
     kinds = (p.layout, STORED.index(p.dtype.name), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"])
-    kernel = _runner(forward_kernel(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
+    kernel = _runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
     kernel(*kernel_arguments)
     if target is not y:
         np.copyto(y, target)
@@ -162,6 +162,7 @@ def backward(
         if target is not dx:
             np.copyto(dx, target)
     elif p.size:
+        kernel_of = kernels("backward").backward_kernel
         share = _share("backward", p, **arrays)
         dims = _dims(p, share, w, b, **arrays)
         work = np.empty(2 * share["PARTS"] * p.N * p.C + 3 * p.N * p.G + 2 * p.C)
@@ -170,12 +171,10 @@ def backward(
             _values(w, p, 1.0), _values(b, p, 0.0), NOTHING, m.reshape(-1), rs.reshape(-1), work, gradients,
             _scratch(p, share),
         )  # fmt: skip
-        from .kernels.backward import backward_kernel
-
         kinds = (
             p.layout, STORED.index(p.dtype.name), _kind(g), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"],
         )  # fmt: skip
-        kernel = _runner(backward_kernel(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
+        kernel = _runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)
@@ -333,8 +332,7 @@ def _forward_valid(
     p: Problem, v: Valid, w: Array | None, b: Array | None, s: Array | None, r: Array | None, y: Array
 ) -> tuple[Array, Array]:
     """Fill y, and give mean and rstd; both are 0 where nothing is valid."""
-    from .kernels.forward import forward_kernel
-
+    kernel_of = kernels("forward").forward_kernel
     arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": y}
     runs, size, kind, mask = tables(
         "forward", p, v, _dims(p, {"PAST": 1}, w, b, **arrays), _dense(p, **arrays), 2 * p.G
@@ -351,7 +349,7 @@ def _forward_valid(
             mask, work, np.empty(max(1, scratch), p.dtype.accumulator),
         )  # fmt: skip
         kinds = (p.layout, STORED.index(p.dtype.name), _kind(s), _kind(r), kind, p.activation, parallel)
-        _runner(forward_kernel(arguments, *kinds), p, bool(parallel))(*arguments)
+        _runner(kernel_of(arguments, *kinds), p, bool(parallel))(*arguments)
     clear_invalid(y, p, v)
     mean, rstd = _statistics(work, (p.N, p.G))
     for (n, part, own), (x, skip, residual) in zip(parts, cuts, strict=True):
@@ -366,8 +364,7 @@ def _backward_valid(
     p: Problem, v: Valid, w: Array | None, b: Array | None, m: Array, rs: Array, arrays: dict[str, Array | None]
 ) -> tuple[Array, Array]:
     """Fill dx and dresidual, and give what `_parameter_gradients` takes."""
-    from .kernels.backward import backward_kernel
-
+    kernel_of = kernels("backward").backward_kernel
     dy, s, r, dx, dr = (arrays[name] for name in ("DY", "SKIP", "RES", "Y", "DRES"))
     assert dx is not None
     assert dy is not None
@@ -387,7 +384,7 @@ def _backward_valid(
             np.empty(max(1, scratch), p.dtype.accumulator),
         )  # fmt: skip
         kinds = (p.layout, STORED.index(p.dtype.name), _kind(dy), _kind(s), _kind(r), kind, p.activation, parallel)
-        _runner(backward_kernel(arguments, *kinds), p, bool(parallel))(*arguments)
+        _runner(kernel_of(arguments, *kinds), p, bool(parallel))(*arguments)
         for problem_dims in dims:
             begin = problem_dims[at]
             sums[:, problem_dims[sample]] = work[begin : begin + 2 * p.C].reshape(2, p.C)

@@ -11,6 +11,7 @@ import numpy as np
 from ._arrays import as_array
 from ._calls import _dims, _flat, _runner, _scratch, _share, _target, _values
 from ._dtypes import STORED
+from ._loading import kernels
 from ._padded import NOTHING
 from ._problem import Problem, epsilon, output, parameter, problem, shown
 from ._recycling import array_like
@@ -277,7 +278,5 @@ def _run(
         dims, p.eps, _flat(p.x, p), None, None, y, _values(w, p, 1.0), _values(b, p, 0.0), NOTHING, work,
         _scratch(p, share),
     )  # fmt: skip
-    from .kernels.forward import forward_kernel
-
     kinds = (p.layout, STORED.index(p.dtype.name), -1, -1, 0, p.activation, share["PARALLEL"])
-    _runner(forward_kernel(arguments, *kinds), p, bool(share["PARALLEL"]))(*arguments)
+    _runner(kernels("forward").forward_kernel(arguments, *kinds), p, bool(share["PARALLEL"]))(*arguments)
