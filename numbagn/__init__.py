@@ -10,7 +10,6 @@ from .moments import Moments, group_moments, normalize
 __version__ = "0.1.0"
 
 __all__ = [
-__all__ = [
     "GroupNorm", "Moments", "group_moments", "group_norm", "group_norm_backward", "group_norm_double_backward",
     "group_norm_forward", "group_norm_jvp", "normalize", "reference", "warmup",
 ]  # fmt: skip
