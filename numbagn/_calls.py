@@ -6,6 +6,7 @@ The first three steps of a call give the same for all arguments of the same kind
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from ._loading import kernels
 from ._padded import NOTHING, Valid, clear_invalid, tables, valid_positions
 from ._problem import ACTIVATIONS, Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
+from ._rows import ROWS, rows
 from ._threads import at_fork, patient
 from .kernels.geometry import CHANNELS_LAST, FIELDS
 
@@ -36,7 +38,9 @@ class Plan(NamedTuple):
     array_like: Callable[[Array], Array]  # makes the result where none is given
     dims: Array
     eps: float
-    groups: tuple[int, int]  # N, G
+    N: int
+    statistics: tuple[int, ...]  # shapes: of mean and rstd, and of a parameter that all samples share
+    shared: tuple[int, ...]
     storage: np.dtype[Any]  # of x
     y_storage: np.dtype[Any]  # of y and dx
     plain: bool  # x and the result lie in memory in the order of their axes
@@ -79,15 +83,15 @@ def forward(
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
-            return (y, *_statistics(work, plan.groups)) if with_statistics else (y, None, None)
+            return (y, *_statistics(work, plan.statistics)) if with_statistics else (y, None, None)
 
-    p = problem(x, num_groups, eps, channel_axis, activation)
+    p = (rows if channel_axis is ROWS else problem)(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
     valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
     y = array_like(x, p.result) if out is None else output(out, p)
     if p.size == 0:
-        return (y if out is None else out), np.zeros((p.N, p.G)), np.zeros((p.N, p.G))
+        return (y if out is None else out), np.zeros(p.statistics_shape), np.zeros(p.statistics_shape)
     target, w, b = _target(y, p, w, b, (p.x, s, r))
     if valid is not None:
         mean, rstd = _forward_valid(p, valid, w, b, s, r, target)
@@ -107,11 +111,12 @@ def forward(
     kinds = (p.layout, STORED.index(p.dtype.name), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"])
     kernel = _runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
     kernel(*kernel_arguments)
+    mean, rstd = (p.in_shape(values) for values in work[: 2 * p.N * p.G].reshape(2, -1))
     if target is not y:
         np.copyto(y, target)
-    elif key is not None and p.x is x:
+    elif key is not None and p.x is x and mean.flags.c_contiguous:
         _remember(key, _plan(kernel, p, share, dims, work.size, y, weight, bias))
-    return (y if out is None else out, *_statistics(work, (p.N, p.G)))
+    return (y if out is None else out), mean.copy(), rstd.copy()
 
 
 def backward(
@@ -141,9 +146,9 @@ def backward(
             )  # fmt: skip
             if plan.direct:
                 return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
-            return dx, *_parameter_gradients(work, gradients, plan.groups[0], weight, bias)
+            return dx, *_parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
 
-    p = problem(x, num_groups, 0.0, channel_axis, activation)
+    p = (rows if channel_axis is ROWS else problem)(x, num_groups, 0.0, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
     g = operand("dy", dy, p)
@@ -180,7 +185,8 @@ def backward(
             np.copyto(dx, target)
         elif key is not None and all(a is b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
             _remember(key, _plan(kernel, p, share, dims, work.size, dx, weight, bias))
-    results = (dx if out is None else out, *_parameter_gradients(work, gradients, p.N, weight, bias))
+    shared = p.parameter_shapes[0]
+    results = (dx if out is None else out, *_parameter_gradients(work, gradients, p.N, shared, weight, bias))
     if dr is None:
         return results
     with np.errstate(all="ignore"):
@@ -203,8 +209,12 @@ def _key(
 
     Types are checked where values of another type would be equal (4.0, True).
     """
-    if type(x) is not ndarray or type(num_groups) is not int or type(channel_axis) is not int or not x.flags.aligned:
+    if type(x) is not ndarray or not x.flags.aligned:
         return None
+    if type(num_groups) is not int or type(channel_axis) is not int:
+        sizes = num_groups if type(num_groups) is tuple else (num_groups,)
+        if channel_axis is not ROWS or any(type(n) is not int for n in sizes):
+            return None
     if activation is not None and type(activation) is not str:
         return None
     w_shape = w_dtype = b_shape = b_dtype = target = None
@@ -246,12 +256,12 @@ def _plan(
     kernel: Callable[..., None], p: Problem, share: dict[str, int], dims: Array, work: int, y: Array,
     *parameters: Array | None,
 ) -> Plan:  # fmt: skip
-    given = [v for v in parameters if v is not None]
+    given, shared = [v for v in parameters if v is not None], p.parameter_shapes[0]
     return Plan(
-        kernel, _maker(p), dims, p.eps, (p.N, p.G), p.dtype.storage,
+        kernel, _maker(p), dims, p.eps, p.N, p.statistics_shape, shared, p.dtype.storage,
         p.dtype.storage if p.result == p.x.dtype else p.result,
         bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
-        all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
+        len(shared) == 1 and all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
         _values(None, p, 1.0), _values(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
     )  # fmt: skip
 
@@ -268,10 +278,10 @@ def _remember(key: tuple[Any, ...], plan: Plan) -> None:
     _plans[key] = plan
 
 
-def _statistics(work: Array, groups: tuple[int, int]) -> tuple[Array, Array]:
+def _statistics(work: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Mean and rstd, which the kernel leaves at the beginning of its work, as arrays of their own."""
-    count = groups[0] * groups[1]
-    return work[:count].reshape(groups).copy(), work[count : 2 * count].reshape(groups).copy()
+    count = prod(shape)
+    return work[:count].reshape(shape).copy(), work[count : 2 * count].reshape(shape).copy()
 
 
 # ----------------------------------------------------------------------------------------------- from arrays to kernels
@@ -463,8 +473,10 @@ def _dims(
     return np.array([[values.get(field, 0) for field in FIELDS]], np.int64)
 
 
-def _parameter_gradients(work: Array, gradients: Array, N: int, weight: Any, bias: Any) -> list[Array]:
-    """dweight and dbias in the parameters' shapes and dtypes.
+def _parameter_gradients(
+    work: Array, gradients: Array, N: int, shared: tuple[int, ...], weight: Any, bias: Any
+) -> list[Array]:
+    """dweight and dbias in the parameters' shapes and dtypes; `shared` is the shape of one that all samples share.
 
     The kernel leaves the sums (N, C) of dz and of dz * x_hat at the beginning of its work, and what they are over all
     samples, in the accumulator's dtype, in `gradients`.
@@ -473,9 +485,9 @@ def _parameter_gradients(work: Array, gradients: Array, N: int, weight: Any, bia
     results = []
     for row, given in ((1, weight), (0, bias)):
         total = gradients[row * C : (row + 1) * C]
-        if given is not None and (given.ndim == 2 or given.dtype != total.dtype):
+        if given is not None and (given.shape != shared or given.dtype != total.dtype):
             sums = work[row * N * C : (row + 1) * N * C].reshape(N, C)
             with np.errstate(all="ignore"):
-                total = (sums if given.ndim == 2 else sums.sum(axis=0)).astype(given.dtype.newbyteorder("="))
-        results.append(total)
+                total = (sums if given.shape != shared else sums.sum(axis=0)).astype(given.dtype.newbyteorder("="))
+        results.append(total.reshape(shared if given is None else given.shape))
     return results

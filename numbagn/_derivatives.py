@@ -52,8 +52,10 @@ def tangent(
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     dw, db = _like("dweight", parameter("dweight", dweight, p), w), _like("dbias", parameter("dbias", dbias, p), b)
     v, r, dr = _required("dx", dx, p), operand("residual", residual, p), operand("dresidual", dresidual, p)
-    y, mean, rstd = forward(x, p.G, weight, bias, p.eps, p.channel_axis, activation, None, residual, None, True)
-    dy, wide, axis = array_like(x, p.x.dtype), p.dtype.accumulator, p.channel_axis
+    y, mean, rstd = forward(
+        x, p.G, weight, bias, p.eps, p.channel_axis, activation, None, residual, None, None, None, True
+    )
+    dy, wide, axis = array_like(x, p.result), p.dtype.accumulator, p.channel_axis
     for part in _stretches(p, TANGENT_ELEMENTS):
         xs, m, rs = p.x[part].astype(wide, copy=False), mean[part], rstd[part]
         ws, bs, dws, dbs = (_of_samples(a, part) for a in (w, b, dw, db))
@@ -62,11 +64,11 @@ def tangent(
             # J does not see a constant, and sees the rest better without it: the direction may lie as far off as x
             grouped = _grouped(t, p)
             grouped -= grouped.mean(axis=tuple(range(2, grouped.ndim)), dtype=np.float64, keepdims=True)
-            t = backward(t, xs, m, rs, p.G, None, None, axis, None, None, None, t)[0]
+            t = backward(t, xs, m, rs, p.G, None, None, axis, None, None, None, None, None, t)[0]
             if ws is not None:
                 t *= _along_channels(ws, p)
             if dws is not None:
-                t = forward(xs, p.G, dws, None, p.eps, axis, None, None, t, t, False)[0]
+                t = forward(xs, p.G, dws, None, p.eps, axis, None, None, t, None, None, t, False)[0]
             if dbs is not None:
                 t += _along_channels(dbs, p)
             if dr is not None:
@@ -74,7 +76,9 @@ def tangent(
             if activation is not None:
                 given = np.zeros_like(xs) if r is None else r[part]
                 # the gradient of the residual is what is asked for: t * activation'(z)
-                t = backward(t, xs, m, rs, p.G, ws, bs, axis, activation, None, given.astype(wide, copy=False), None)[3]
+                t = backward(
+                    t, xs, m, rs, p.G, ws, bs, axis, activation, None, given.astype(wide, copy=False), None, None, None
+                )[3]
             dy[part] = t
     return y, dy
 

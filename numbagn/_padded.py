@@ -12,6 +12,7 @@ import numpy as np
 
 from . import _schedule
 from ._problem import Problem, shown
+from ._rows import Rows
 from ._threads import limit
 from .kernels.geometry import CHANNELS_FIRST, FEW_CHANNELS, FEW_POSITIONS, FIELDS
 
@@ -50,6 +51,9 @@ class Table(NamedTuple):
 
 def valid_positions(lengths: Any, mask: Any, p: Problem) -> Valid:
     """Check `lengths` and `mask`; at least one of them is given."""
+    if isinstance(p, Rows):
+        name = "mask" if lengths is None else "lengths"
+        raise ValueError(f"{name} must not be given to layer norm, which normalizes each row by itself")
     spatial = [axis for axis in range(1, len(p.shape)) if axis != p.channel_axis]
     n = None if lengths is None else _lengths(lengths, p, spatial)
     flags = None if mask is None else _mask(mask, p)

@@ -46,6 +46,24 @@ class Problem(NamedTuple):
         """The dtype of y and dx."""
         return self.x.dtype if self.dtype.result == self.x.dtype.name else np.dtype(self.dtype.result)
 
+    @property
+    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes a weight or bias may have; the first is that of the gradient of one that is not given."""
+        return (self.C,), (self.N, self.C)
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """The shape of mean and rstd."""
+        return self.N, self.G
+
+    def in_order(self, statistic: np.ndarray) -> np.ndarray:
+        """A mean or rstd with its axes in the order the kernels walk them."""
+        return statistic
+
+    def in_shape(self, values: np.ndarray) -> np.ndarray:
+        """A mean or rstd as the kernels leave it, in its own shape."""
+        return values.reshape(self.statistics_shape)
+
     def steps(self, array: np.ndarray) -> tuple[int, int] | None:
         """Elements from sample to sample and from row to row of `array`; None where its memory is not laid out so."""
         return steps_in(array.shape, array.strides, array.itemsize, self.channel_axis, self.order, self.layout)
@@ -95,6 +113,20 @@ def empty_in(
     return np.empty([shape[a] for a in axes], dtype).transpose(np.argsort(axes))
 
 
+def merged(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int] | None:
+    """(length, stride) of the one axis that `axes`, outermost first, are together; None where they are not one."""
+    length, stride = 1, 0
+    for axis in reversed(axes):
+        if shape[axis] == 1:
+            continue
+        if length == 1:
+            stride = strides[axis]
+        elif strides[axis] != stride * length:
+            return None
+        length *= shape[axis]
+    return length, stride
+
+
 @lru_cache(maxsize=4096)
 def steps_in(
     shape: tuple[int, ...],
@@ -113,16 +145,10 @@ def steps_in(
     if any(stride % itemsize for stride in strides):
         return None
     channels, channel_step = shape[channel_axis], strides[channel_axis] // itemsize
-    positions, position_step = 1, 0
-    for axis in reversed(order):
-        if shape[axis] == 1:
-            continue
-        step = strides[axis] // itemsize
-        if positions == 1:
-            position_step = step
-        elif step != position_step * positions:
-            return None
-        positions *= shape[axis]
+    as_one = merged(shape, strides, order)
+    if as_one is None:
+        return None
+    positions, position_step = as_one[0], as_one[1] // itemsize
     sample_step = strides[0] // itemsize if shape[0] > 1 else 0
     if layout == CHANNELS_FIRST:
         gaps = channel_step >= positions >= FEW_POSITIONS
@@ -241,15 +267,16 @@ def activation_code(activation: Any) -> int:
 
 
 def parameter(name: str, value: Any, p: Problem) -> np.ndarray | None:
-    """A weight or bias of shape (C,) or (N, C), dense and in the accumulator's dtype."""
+    """A weight or bias, dense and in the accumulator's dtype."""
     if value is None:
         return None
     array = as_array(name, value)
     float_row(name, array)
-    if array.shape != (p.C,) and array.shape != (p.N, p.C):
-        raise ValueError(f"{name} must have shape ({p.C},) or ({p.N}, {p.C}), got {array.shape}")
+    if array.shape not in p.parameter_shapes:
+        raise ValueError(f"{name} must have shape {' or '.join(map(str, p.parameter_shapes))}, got {array.shape}")
     with np.errstate(all="ignore"):
-        return np.require(array, p.dtype.accumulator, ("C", "A"))
+        dense = np.require(array, p.dtype.accumulator, ("C", "A"))
+    return dense.reshape(-1) if array.shape == p.parameter_shapes[0] else dense
 
 
 def operand(name: str, value: Any, p: Problem) -> np.ndarray | None:
@@ -267,12 +294,12 @@ def operand(name: str, value: Any, p: Problem) -> np.ndarray | None:
 
 
 def statistics(name: str, value: Any, p: Problem) -> np.ndarray:
-    """mean or rstd as float64 (N, G)."""
+    """mean or rstd as float64."""
     array = as_array(name, value)
     float_row(name, array)
-    if array.shape != (p.N, p.G):
-        raise ValueError(f"{name} must have shape ({p.N}, {p.G}), got {array.shape}")
-    return np.require(array, np.float64, ("C", "A", "W"))  # writable: the one type kernels are compiled for
+    if array.shape != p.statistics_shape:
+        raise ValueError(f"{name} must have shape {p.statistics_shape}, got {array.shape}")
+    return np.require(p.in_order(array), np.float64, ("C", "A", "W"))  # writable: the one type kernels are compiled for
 
 
 def output(value: Any, p: Problem, name: str = "x") -> np.ndarray:

@@ -61,7 +61,7 @@ def group_norm(
     x = x if skip is None else x + skip
     x_, weight_, bias_, residual_ = (getval(v) for v in (x, weight, bias, residual))
     y, mean, rstd = forward(
-        x_, num_groups, weight_, bias_, eps, channel_axis, activation, None, residual_, None, True
+        x_, num_groups, weight_, bias_, eps, channel_axis, activation, None, residual_, None, None, None, True
     )  # fmt: skip
     return _norm(x, weight, bias, residual, _Call(y, mean, rstd, num_groups, eps, channel_axis, activation))
 
@@ -89,7 +89,7 @@ def _norm(x: Any, weight: Any, bias: Any, residual: Any, call: _Call) -> Any:
 @primitive  # type: ignore[untyped-decorator]
 def _gradients(dy: Any, x: Any, weight: Any, bias: Any, residual: Any, call: _Call) -> Any:
     arrays = dy, x, call.mean, call.rstd, call.num_groups, weight, bias
-    return backward(*arrays, call.channel_axis, call.activation, None, residual, None)
+    return backward(*arrays, call.channel_axis, call.activation, None, residual, None, None, None)
 
 
 @primitive  # type: ignore[untyped-decorator]
