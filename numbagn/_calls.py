@@ -13,7 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from . import _schedule
-from ._arrays import flat
+from ._arrays import flat, in_kind, view
 from ._dtypes import STORED
 from ._loading import kernels
 from ._padded import NOTHING, Valid, clear_invalid, tables, valid_positions
@@ -69,6 +69,8 @@ def forward(
     residual: Any, lengths: Any, mask: Any, out: Any, with_statistics: bool,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """(y, mean, rstd) of `numbagn.group_norm_forward`; mean and rstd are None unless asked for."""
+    if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
+        return in_kind(forward, locals())
     key = None
     if skip is None and residual is None and lengths is None and mask is None and type(eps) is float:
         key = _key(eps, x, num_groups, weight, bias, channel_axis, activation, out)
@@ -124,6 +126,8 @@ def backward(
     skip: Any, residual: Any, lengths: Any, mask: Any, out: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
+    if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
+        return in_kind(backward, locals())
     key = None
     plain = skip is None and residual is None and lengths is None and mask is None
     if plain and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
@@ -149,6 +153,10 @@ def backward(
             return dx, *_parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
 
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, 0.0, channel_axis, activation)
+    weight, bias, residual = (  # whose shapes and dtypes their gradients have
+        None if value is None else view(name, value)
+        for name, value in (("weight", weight), ("bias", bias), ("residual", residual))
+    )
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
     g = operand("dy", dy, p)

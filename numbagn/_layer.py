@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array, float_row
+from ._arrays import as_array, float_row, view
 from ._calls import backward, forward
 from ._dtypes import dtype_row, supported
 from ._problem import activation_code, epsilon, shown
@@ -77,7 +77,7 @@ class Layer:
         shape = self._parameter_shape()
         given = init(shape) if callable(init) else init
         try:
-            values = as_array(name, given) if isinstance(given, np.ndarray) else np.asarray(given)
+            values = as_array(name, given) if hasattr(given, "__dlpack__") else np.asarray(given)
         except ValueError:  # rows of different lengths
             raise ValueError(f"{name} must give a number or shape {shape}, got {shown(given)}") from None
         if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
@@ -120,10 +120,11 @@ class Layer:
             As that function, and where `out` shares memory with what the backward pass needs.
         """
         groups, axis = self._grouping(x)
-        for name, needed in (
+        for name, needed in () if out is None else (
             ("x", x), ("weight", self.weight), ("bias", self.bias), ("skip", skip), ("residual", residual),
+            ("mask", mask),
         ):  # fmt: skip
-            if isinstance(out, np.ndarray) and isinstance(needed, np.ndarray) and np.may_share_memory(out, needed):
+            if needed is not None and np.may_share_memory(view("out", out), view(name, needed)):
                 raise ValueError(f"out must not share memory with {name}, which the backward pass needs")
         y, mean, rstd = forward(
             x, groups, self.weight, self.bias, self.eps, axis, self.activation, skip, residual, lengths, mask, out,

@@ -91,8 +91,9 @@ class GroupNorm(Layer):
 
     def _grouping(self, x: Any) -> tuple[Any, Any]:
         axis = self.channel_axis
-        if isinstance(x, np.ndarray) and -x.ndim <= axis < x.ndim and x.shape[axis] != self.num_channels:
-            raise ValueError(f"x must have {self.num_channels} channels at axis {axis}, got shape {x.shape}")
+        shape = getattr(x, "shape", ())
+        if -len(shape) <= axis < len(shape) and shape[axis] != self.num_channels:
+            raise ValueError(f"x must have {self.num_channels} channels at axis {axis}, got shape {tuple(shape)}")
         return self.num_groups, axis
 
 
