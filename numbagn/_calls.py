@@ -5,23 +5,35 @@ The first three steps of a call give the same for all arguments of the same kind
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
-from math import prod
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
-from . import _schedule
 from ._arrays import flat, in_kind, view
 from ._dtypes import STORED
 from ._loading import kernels
-from ._padded import NOTHING, Valid, clear_invalid, tables, valid_positions
-from ._problem import ACTIVATIONS, Problem, operand, output, parameter, problem, statistics
+from ._operands import (
+    dims_of,
+    flat_of,
+    kind_of,
+    parameter_gradients,
+    runner,
+    scratch_of,
+    share_of,
+    shares,
+    statistics_of,
+    target_of,
+    values_of,
+)  # fmt: skip
+from ._padded import NOTHING, valid_positions
+from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
 from ._rows import ROWS, rows
-from ._threads import at_fork, patient
-from .kernels.geometry import CHANNELS_LAST, FIELDS
+from ._threads import at_fork
+from ._valid import backward_valid, forward_valid
+from .kernels.geometry import CHANNELS_LAST
 
 __all__ = ["backward", "forget_plans", "forward"]
 
@@ -58,7 +70,7 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 def forget_plans() -> None:
     """Forget all plans, for those who change a threshold."""
     _plans.clear()
-    _shares.cache_clear()
+    shares.cache_clear()
 
 
 at_fork(after_in_child=forget_plans)  # there the number of threads may be another
@@ -85,7 +97,7 @@ def forward(
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
-            return (y, *_statistics(work, plan.statistics)) if with_statistics else (y, None, None)
+            return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
 
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
@@ -94,24 +106,24 @@ def forward(
     y = array_like(x, p.result) if out is None else output(out, p)
     if p.size == 0:
         return (y if out is None else out), np.zeros(p.statistics_shape), np.zeros(p.statistics_shape)
-    target, w, b = _target(y, p, w, b, (p.x, s, r))
+    target, w, b = target_of(y, p, w, b, (p.x, s, r))
     if valid is not None:
-        mean, rstd = _forward_valid(p, valid, w, b, s, r, target)
+        mean, rstd = forward_valid(p, valid, w, b, s, r, target, forward)
         if target is not y:
             np.copyto(y, target)
         return (y if out is None else out), mean, rstd
 
     kernel_of = kernels("forward").forward_kernel
-    share = _share("forward", p, X=p.x, SKIP=s, RES=r, Y=target)
-    dims = _dims(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
+    share = share_of("forward", p, X=p.x, SKIP=s, RES=r, Y=target)
+    dims = dims_of(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
     groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
     work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
     kernel_arguments = (
-        dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _values(w, p, 1.0), _values(b, p, 0.0),
-        NOTHING, work, _scratch(p, share),
+        dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), values_of(w, p, 1.0),
+        values_of(b, p, 0.0), NOTHING, work, scratch_of(p, share),
     )  # fmt: skip
-    kinds = (p.layout, STORED.index(p.dtype.name), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"])
-    kernel = _runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
+    kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), 0, p.activation, share["PARALLEL"])
+    kernel = runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
     kernel(*kernel_arguments)
     mean, rstd = (p.in_shape(values) for values in work[: 2 * p.N * p.G].reshape(2, -1))
     if target is not y:
@@ -150,7 +162,7 @@ def backward(
             )  # fmt: skip
             if plan.direct:
                 return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
-            return dx, *_parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
+            return dx, *parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
 
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, 0.0, channel_axis, activation)
     weight, bias, residual = (  # whose shapes and dtypes their gradients have
@@ -168,33 +180,34 @@ def backward(
     dr = None if r is None else p.empty(r.dtype)
     work, gradients = np.zeros(2 * p.N * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
     if p.size:
-        target, w, b = _target(dx, p, w, b, (p.x, g, s, r), m, rs)
+        target, w, b = target_of(dx, p, w, b, (p.x, g, s, r), m, rs)
         arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
     if p.size and valid is not None:
-        work, gradients = _backward_valid(p, valid, w, b, m, rs, arrays)
+        work, gradients = backward_valid(p, valid, w, b, m, rs, arrays, backward)
         if target is not dx:
             np.copyto(dx, target)
     elif p.size:
         kernel_of = kernels("backward").backward_kernel
-        share = _share("backward", p, **arrays)
-        dims = _dims(p, share, w, b, **arrays)
+        share = share_of("backward", p, **arrays)
+        dims = dims_of(p, share, w, b, **arrays)
         work = np.empty(2 * share["PARTS"] * p.N * p.C + 3 * p.N * p.G + 2 * p.C)
         kernel_arguments = (
-            dims, _flat(g, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _flat(dr, p),
-            _values(w, p, 1.0), _values(b, p, 0.0), NOTHING, m.reshape(-1), rs.reshape(-1), work, gradients,
-            _scratch(p, share),
+            dims, flat_of(g, p), flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), flat_of(dr, p),
+            values_of(w, p, 1.0), values_of(b, p, 0.0), NOTHING, m.reshape(-1), rs.reshape(-1), work, gradients,
+            scratch_of(p, share),
         )  # fmt: skip
         kinds = (
-            p.layout, STORED.index(p.dtype.name), _kind(g), _kind(s), _kind(r), 0, p.activation, share["PARALLEL"],
+            p.layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation,
+            share["PARALLEL"],
         )  # fmt: skip
-        kernel = _runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
+        kernel = runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)
         elif key is not None and all(a is b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
             _remember(key, _plan(kernel, p, share, dims, work.size, dx, weight, bias))
     shared = p.parameter_shapes[0]
-    results = (dx if out is None else out, *_parameter_gradients(work, gradients, p.N, shared, weight, bias))
+    results = (dx if out is None else out, *parameter_gradients(work, gradients, p.N, shared, weight, bias))
     if dr is None:
         return results
     with np.errstate(all="ignore"):
@@ -270,7 +283,7 @@ def _plan(
         p.dtype.storage if p.result == p.x.dtype else p.result,
         bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
         len(shared) == 1 and all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
-        _values(None, p, 1.0), _values(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
+        values_of(None, p, 1.0), values_of(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
     )  # fmt: skip
 
 
@@ -284,218 +297,3 @@ def _remember(key: tuple[Any, ...], plan: Plan) -> None:
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
     _plans[key] = plan
-
-
-def _statistics(work: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Mean and rstd, which the kernel leaves at the beginning of its work, as arrays of their own."""
-    count = prod(shape)
-    return work[:count].reshape(shape).copy(), work[count : 2 * count].reshape(shape).copy()
-
-
-# ----------------------------------------------------------------------------------------------- from arrays to kernels
-
-
-def _dense(p: Problem, **arrays: Array | None) -> bool:
-    """Whether none of the arrays has gaps between rows."""
-    return all(array is None or p.gapless(array) for array in arrays.values())
-
-
-def _share(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]:
-    """How the work on these arrays is shared out."""
-    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.result.itemsize, _dense(p, **arrays))
-
-
-@lru_cache(maxsize=4096)
-def _shares(direction: str, *sizes: int) -> dict[str, int]:
-    share: dict[str, int] = getattr(_schedule, direction)(*sizes)
-    return share
-
-
-def _runner(kernel: Callable[..., None], p: Problem, parallel: bool) -> Callable[..., None]:
-    """What runs the kernel."""
-    return patient(kernel, p.x.nbytes) if parallel else kernel
-
-
-def _target(
-    y: Array,
-    p: Problem,
-    w: Array | None,
-    b: Array | None,
-    operands: tuple[Array | None, ...],
-    *others: Array,
-) -> tuple[np.ndarray, Array | None, Array | None]:
-    """What the kernel may write: y, or a new array in x's layout where y is laid out otherwise or in anything's way.
-
-    An operand that is y itself is no hindrance, since each element is read before it is written.
-    """
-
-    def in_the_way(operand: Array | None) -> bool:
-        if operand is None or not np.may_share_memory(y, operand):
-            return False
-        return p.steps(operand) != p.steps(y) or _start(operand) != _start(y) or operand.dtype != y.dtype
-
-    if p.steps(y) is None or not y.flags.aligned or p.overlaps_itself(y):
-        return p.empty(p.result), w, b
-    if any(map(in_the_way, operands)) or any(np.may_share_memory(y, other) for other in others):
-        return p.empty(p.result), w, b
-    # parameters are small: they step out of the way
-    w, b = (v.copy() if v is not None and np.may_share_memory(y, v) else v for v in (w, b))
-    return y, w, b
-
-
-# -------------------------------------------------------------------------------------------- only some positions valid
-
-
-def _forward_valid(
-    p: Problem, v: Valid, w: Array | None, b: Array | None, s: Array | None, r: Array | None, y: Array
-) -> tuple[Array, Array]:
-    """Fill y, and give mean and rstd; both are 0 where nothing is valid."""
-    kernel_of = kernels("forward").forward_kernel
-    arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": y}
-    runs, size, kind, mask = tables(
-        "forward", p, v, _dims(p, {"PAST": 1}, w, b, **arrays), _dense(p, **arrays), 2 * p.G
-    )
-    count = p.N * p.G
-    work = np.empty(2 * count + size)
-    work[: 2 * count] = 0.0
-    # what a kernel could not read goes first: y may be x
-    parts = [(n, *_part(p, v, n)) for n in v.apart]
-    cuts = [[None if a is None else a[part].copy() for a in (p.x, s, r)] for _, part, _ in parts]
-    for dims, parallel, scratch in runs:
-        arguments = (
-            dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(y, p), _values(w, p, 1.0), _values(b, p, 0.0),
-            mask, work, np.empty(max(1, scratch), p.dtype.accumulator),
-        )  # fmt: skip
-        kinds = (p.layout, STORED.index(p.dtype.name), _kind(s), _kind(r), kind, p.activation, parallel)
-        _runner(kernel_of(arguments, *kinds), p, bool(parallel))(*arguments)
-    clear_invalid(y, p, v)
-    mean, rstd = _statistics(work, (p.N, p.G))
-    for (n, part, own), (x, skip, residual) in zip(parts, cuts, strict=True):
-        y[part], mean[n : n + 1], rstd[n : n + 1] = forward(
-            x, p.G, own(w), own(b), p.eps, p.channel_axis, ACTIVATIONS[p.activation], skip, residual, None, None, None,
-            True,
-        )  # fmt: skip
-    return mean, rstd
-
-
-def _backward_valid(
-    p: Problem, v: Valid, w: Array | None, b: Array | None, m: Array, rs: Array, arrays: dict[str, Array | None]
-) -> tuple[Array, Array]:
-    """Fill dx and dresidual, and give what `_parameter_gradients` takes."""
-    kernel_of = kernels("backward").backward_kernel
-    dy, s, r, dx, dr = (arrays[name] for name in ("DY", "SKIP", "RES", "Y", "DRES"))
-    assert dx is not None
-    assert dy is not None
-    runs, size, kind, mask = tables(
-        "backward", p, v, _dims(p, {"PAST": 1}, w, b, **arrays), _dense(p, **arrays), 2 * p.C
-    )
-    work = np.empty(size + 3 * p.N * p.G + 2 * p.C)
-    gradients = np.empty(2 * p.C, p.dtype.accumulator)
-    parts = [(n, *_part(p, v, n)) for n in v.apart]
-    cuts = [[None if a is None else a[part].copy() for a in (p.x, s, r, dy)] for _, part, _ in parts]
-    sums = np.zeros((2, p.N, p.C))
-    at, sample = FIELDS.index("AT"), FIELDS.index("SAMPLE")
-    for dims, parallel, scratch in runs:
-        arguments = (
-            dims, _flat(dy, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(dx, p), _flat(dr, p),
-            _values(w, p, 1.0), _values(b, p, 0.0), mask, m.reshape(-1), rs.reshape(-1), work, gradients,
-            np.empty(max(1, scratch), p.dtype.accumulator),
-        )  # fmt: skip
-        kinds = (p.layout, STORED.index(p.dtype.name), _kind(dy), _kind(s), _kind(r), kind, p.activation, parallel)
-        _runner(kernel_of(arguments, *kinds), p, bool(parallel))(*arguments)
-        for problem_dims in dims:
-            begin = problem_dims[at]
-            sums[:, problem_dims[sample]] = work[begin : begin + 2 * p.C].reshape(2, p.C)
-    clear_invalid(dx, p, v)
-    if dr is not None:
-        clear_invalid(dr, p, v)
-    for (n, part, own), (x, skip, residual, upstream) in zip(parts, cuts, strict=True):
-        ones = np.ones(p.C) if w is None else own(w).astype(float).reshape(-1)
-        zeros = np.zeros(p.C) if b is None else own(b).astype(float).reshape(-1)
-        dx[part], sums[1, n], sums[0, n], *more = backward(
-            upstream, x, m[n : n + 1], rs[n : n + 1], p.G, ones, zeros, p.channel_axis, ACTIVATIONS[p.activation], skip,
-            residual, None, None, None,
-        )  # fmt: skip
-        if dr is not None:
-            (dr[part],) = more
-    gradients[:] = sums.sum(axis=1).reshape(-1)
-    return sums.reshape(-1), gradients
-
-
-def _part(p: Problem, v: Valid, n: int) -> tuple[tuple[slice, ...], Callable[[Any], Any]]:
-    """The index of what is valid of sample n, and what gives its own of a parameter."""
-    assert v.lengths is not None
-    axis = next(a for a in range(1, len(p.shape)) if a != p.channel_axis)
-    part = [slice(None)] * len(p.shape)
-    part[0], part[axis] = slice(n, n + 1), slice(0, int(v.lengths[n]))
-    return tuple(part), lambda values: values if values is None or values.ndim == 1 else values[n : n + 1]
-
-
-def _start(array: Array) -> int:
-    start: int = array.__array_interface__["data"][0]
-    return start
-
-
-def _kind(array: Array | None) -> int:
-    """The number kernels know the array's dtype by; -1: no array."""
-    return -1 if array is None else STORED.index(array.dtype.name)
-
-
-def _flat(array: Array | None, p: Problem) -> Array | None:
-    if array is None:
-        return None
-    return flat(array, p.dtype.storage if array.dtype == p.x.dtype else array.dtype)
-
-
-def _values(array: Array | None, p: Problem, default: float) -> Array:
-    """A parameter's values, or the one value that stands for it where it is None."""
-    if array is None:
-        return np.array([default], p.dtype.accumulator)
-    return flat(array, p.dtype.accumulator)
-
-
-def _scratch(p: Problem, share: dict[str, int]) -> Array:
-    """Tables for each task; at least one value, as there must be an array."""
-    return np.empty(max(1, share["SLOTS"] * share["SLOT"]), p.dtype.accumulator)
-
-
-def _dims(
-    p: Problem,
-    share: dict[str, int],
-    w: Array | None,
-    b: Array | None,
-    **arrays: Array | None,
-) -> Array:
-    """The kernels' integers, in the order of `kernels.geometry.FIELDS`."""
-    values = share | {"N": p.N, "C": p.C, "G": p.G, "D": p.C // p.G, "S": p.S, "BATCH": p.N, "VALID": p.S}
-    for name, array in arrays.items():
-        steps = (0, 0) if array is None else p.steps(array)
-        assert steps is not None
-        values[f"{name}_N"], values[f"{name}_R"] = steps
-    for name, array in (("W", w), ("B", b)):
-        values[f"{name}_N"] = p.C if array is not None and array.ndim == 2 else 0
-        values[f"{name}_C"] = int(array is not None)
-    target = arrays.pop("Y")
-    if any(array is not None and np.may_share_memory(array, target) for array in arrays.values()):
-        values["PAST"] = 0  # in place: its lines are in the cache already
-    return np.array([[values.get(field, 0) for field in FIELDS]], np.int64)
-
-
-def _parameter_gradients(
-    work: Array, gradients: Array, N: int, shared: tuple[int, ...], weight: Any, bias: Any
-) -> list[Array]:
-    """dweight and dbias in the parameters' shapes and dtypes; `shared` is the shape of one that all samples share.
-
-    The kernel leaves the sums (N, C) of dz and of dz * x_hat at the beginning of its work, and what they are over all
-    samples, in the accumulator's dtype, in `gradients`.
-    """
-    C = gradients.size // 2
-    results = []
-    for row, given in ((1, weight), (0, bias)):
-        total = gradients[row * C : (row + 1) * C]
-        if given is not None and (given.shape != shared or given.dtype != total.dtype):
-            sums = work[row * N * C : (row + 1) * N * C].reshape(N, C)
-            with np.errstate(all="ignore"):
-                total = (sums if given.shape != shared else sums.sum(axis=0)).astype(given.dtype.newbyteorder("="))
-        results.append(total.reshape(shared if given is None else given.shape))
-    return results

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 ALONE_BYTES = 1 << 20
 # Bytes before and after a mask that vectors may read.
 MARGIN = 64
-# The kinds of mask, as `kernels.memory.MASKS` has them.
+# The kinds of mask, as `kernels.masks.MASKS` has them.
 NO_MASK, OF_VALUES, OF_ROWS = 0, 1, 2
 NOTHING = np.zeros(1, np.uint8)
 

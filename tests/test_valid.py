@@ -226,6 +226,38 @@ def test_rows_with_gaps_are_read_in_place(rng, monkeypatch):
     assert not out[:, :, 64:].any()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_moments_of_what_is_valid(rng, layout):
+    x = in_layout(bad(normal(rng, (4, 6, 40), np.float32, 1e4), lengths := [40, 17, 0, 3]), layout)
+    m = numbagn.group_moments(x, 3, lengths=lengths)
+    mask = np.arange(40) < np.array(lengths)[:, None, None]
+    masked = numbagn.group_moments(x, 3, mask=mask)
+    for n, length in enumerate(lengths):
+        one = numbagn.group_moments(x[n : n + 1, :, :length], 3)
+        assert all(same_bits(field[n : n + 1], own) for field, own in zip(m, one, strict=True))
+        for field, own in zip(masked, one, strict=True):
+            assert np.allclose(field[n : n + 1], own, rtol=1e-13, atol=0)
+    whole = normal(rng, (2, 6, 5, 9), np.float64)
+    keep = rng.random((2, 1, 5, 9)) < 0.5
+    merged = numbagn.group_moments(whole, 2, mask=keep).merge(numbagn.group_moments(whole, 2, mask=~keep))
+    for field, want in zip(merged, numbagn.group_moments(whole, 2), strict=True):
+        assert np.allclose(field, want, rtol=1e-13, atol=1e-15)
+
+
+def test_layers_take_what_is_valid(rng):
+    x = bad(normal(rng, (3, 4, 30), np.float32), lengths := [30, 20, 5])
+    for layer, groups in ((numbagn.GroupNorm(2, 4), 2), (numbagn.InstanceNorm(4), 4)):
+        want = numbagn.group_norm_forward(x, groups, layer.weight, layer.bias, lengths=lengths)
+        y, saved = layer.forward(x, lengths=lengths)
+        assert same_bits(y, want[0])
+        assert same_bits(layer(x, mask=np.ones(30, bool), lengths=lengths)[0], layer(x, mask=np.ones(30, bool))[0])
+        got = layer.backward(y, saved)
+        want = numbagn.group_norm_backward(y, x, *want[1:], groups, layer.weight, layer.bias, lengths=lengths)
+        assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
+    with pytest.raises(ValueError, match="lengths must not be given to layer norm"):
+        numbagn.LayerNorm(30)(x, lengths=lengths)
+
+
 X = np.zeros((2, 4, 6, 5), np.float32)
 
 

@@ -64,8 +64,8 @@ at_fork(
 )
 
 SOURCES = (
-    "cache", "compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "phases", "results",
-    "tables", "forward", "forward_first", "forward_last", "backward", "backward_first", "backward_last",
+    "cache", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry", "moments",
+    "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first", "backward_last",
 )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from .forward_last import steps_last
 from .geometry import (
     AT, BATCH, B_N, CHANNELS_FIRST, FIRST, G, LAST, MASK_N, RES_N, SAMPLE, SKIP_N, SLOT, SLOTS, UNITS, W_N, X_N, Y_N,
 )  # fmt: skip
-from .memory import absent, mask_pointer, offset, pointer, values
+from .masks import mask_pointer
+from .memory import absent, offset, pointer, values
 from .phases import steps_of_unit
 from .vectors import code
 

@@ -16,7 +16,8 @@ from .formulas import half_difference
 from .geometry import (
     CHANNELS_FIRST, CHANNELS_LAST, D, DENSE, MASK_C, MASK_R, S, SKIP_R, SPOT_0, VALID, X_R,
 )  # fmt: skip
-from .memory import is_valid, lanes, load, load_from, load_one, only_valid, present, rounded, splat
+from .masks import is_valid, only_valid
+from .memory import lanes, load, load_from, load_one, present, rounded, splat
 from .vectors import doubles, fma, join, keep, lane_sum
 
 # Elements summed in accumulator precision before float64 takes over, two vectors side by side: 16 additions of float32.

@@ -2,7 +2,8 @@
 
 from .compiled import activate, device, slope
 from .geometry import PAST
-from .memory import lanes, load, only_valid, present, store, stream, until_aligned
+from .masks import only_valid
+from .memory import lanes, load, present, store, stream, until_aligned
 from .moments import centred
 from .vectors import fma, keep
 
