@@ -1,18 +1,18 @@
 """The forward pass, channels first: a block is one group of one sample, consecutive in memory."""
 
-from .compiled import device
+from .compiled import device, inlined
 from .geometry import (
     B_C, B_N, D, G, PART, PARTS, PAST, PIECES, RES_N, RUN, S, SETTLE, SKIP_N, SUM, WHOLE, WRITE, W_C, W_N, X_N, Y_N,
 )  # fmt: skip
-from .memory import lanes, splat, streamed
+from .memory import lanes, prefetch, splat, streamed
 from .moments import coefficients, difference, final_shift, settle, shifted_sums, shifts
 from .phases import steps_of_unit
-from .results import aligned_from, write_vector
+from .results import aligned_from, elements_ahead, write_vector
 from .tables import along, element_parameters, expand
 from .vectors import doubles, fma, join, lane_sum
 
 
-@device
+@inlined
 def sum_part_first(dims, n, g, k, px, ps, partial):
     """Sums over part k of block (n, g), PART consecutive elements."""
     size = dims[D] * dims[S]
@@ -26,7 +26,7 @@ def sum_part_first(dims, n, g, k, px, ps, partial):
     partial[at], partial[at + 1] = total, squares
 
 
-@device
+@inlined
 def settle_block_first(dims, n, g, px, ps, partial, mean, rstd, eps):
     """Mean and rstd of block (n, g) from its partial sums, added in order."""
     u = n * dims[G] + g
@@ -72,7 +72,7 @@ def one_vector_blocks(dims, low, high, eps, px, ps, pr, py, slot, weight, bias, 
             n, g = n + 1, 0
 
 
-@device
+@inlined
 def write_pieces_first(dims, n, g, low, high, px, ps, pr, py, weight, bias, slot, mean, rstd, partial, act):
     """Pieces low .. high - 1 of block (n, g), each RUN consecutive elements.
 
@@ -136,7 +136,7 @@ def write_channels(
             i += count
 
 
-@device
+@inlined
 def write_elements(
     dims, n, block, start, stop, ix, i_skip, ir, iy, px, ps, pr, py, weight, bias, slot, half_shift, half_shift_skip,
     rstd_2, lack, act,
@@ -147,9 +147,11 @@ def write_elements(
     pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, block, weight, bias, slot)
     i = start
     aligned, past = aligned_from(dims, py, iy, start, stop)
+    ahead = ix + elements_ahead(dims, n, dims[X_N])
     while i < stop:
         if i >= aligned:
             while i + width <= stop:
+                prefetch(px, ahead + i)
                 w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
                 write_vector(
                     px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, None, h, h_skip, w * rstd_2, fma(w, lack, b),
