@@ -19,7 +19,7 @@ from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
 from ._rows import ROWS, rows
 from ._threads import at_fork
-from .kernels.geometry import CHANNELS_LAST, FIELDS
+from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, FIELDS, SINGLE_POSITION
 
 __all__ = ["backward", "forget_plans", "forward"]
 
@@ -90,7 +90,7 @@ def forward(
         return (y if out is None else out), np.zeros(p.statistics_shape), np.zeros(p.statistics_shape)
     target, w, b = _target(y, p, w, b, (p.x, s, r))
 
-    share = _share("forward", p, X=p.x, SKIP=s, RES=r, Y=target)
+    share = _share("forward", p, p.layout, X=p.x, SKIP=s, RES=r, Y=target)
     dims = _dims(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
     groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
     work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
@@ -148,13 +148,16 @@ def backward(
     m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
     dx = array_like(x, p.x.dtype) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
-    work, gradients = np.zeros(2 * p.N * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
+    work, gradients = np.zeros(2 * (p.N + 1) * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
     if p.size:
         target, w, b = _target(dx, p, w, b, (p.x, g, s, r), m, rs)
         arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
-        share = _share("backward", p, **arrays)
+        layout = p.layout
+        if layout == CHANNELS_FIRST and p.S == 1 and all(v is None or v.ndim == 1 for v in (w, b)):
+            layout = SINGLE_POSITION
+        share = _share("backward", p, layout, **arrays)
         dims = _dims(p, share, w, b, **arrays)
-        work = np.empty(2 * share["PARTS"] * p.N * p.C + 3 * p.N * p.G + 2 * p.C)
+        work = np.empty(share["WORK"])
         kernel_arguments = (
             dims, _flat(g, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _flat(dr, p),
             _values(w, p, 1.0), _values(b, p, 0.0), m.reshape(-1), rs.reshape(-1), work, gradients, _scratch(p, share),
@@ -162,7 +165,7 @@ def backward(
         from .kernels.backward import backward_kernel
 
         kinds = (
-            p.layout, _kind(p.x), _kind(g), _kind(s), _kind(r), p.activation, share["PARALLEL"],
+            layout, _kind(p.x), _kind(g), _kind(s), _kind(r), p.activation, share["PARALLEL"],
         )  # fmt: skip
         kernel = backward_kernel(kernel_arguments, *kinds)
         kernel(*kernel_arguments)
@@ -265,10 +268,10 @@ def _statistics(work: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
 # ----------------------------------------------------------------------------------------------- from arrays to kernels
 
 
-def _share(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]:
+def _share(direction: str, p: Problem, layout: int, **arrays: Array | None) -> dict[str, int]:
     """How the work on these arrays is shared out."""
     dense = all(array is None or p.gapless(array) for array in arrays.values())
-    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.x.itemsize, dense)
+    return _shares(direction, layout, p.N, p.C, p.G, p.S, p.x.itemsize, dense)
 
 
 @lru_cache(maxsize=4096)
@@ -359,16 +362,19 @@ def _parameter_gradients(
 ) -> list[Array]:
     """dweight and dbias in the parameters' shapes and dtypes; `shared` is the shape of one that all samples share.
 
-    The kernel leaves the sums (N, C) of dz and of dz * x_hat at the beginning of its work, and what they are over all
-    samples, in the accumulator's dtype, in `gradients`.
+    The kernel leaves the sums of dz and of dz * x_hat over all samples at the end of its work, and in the accumulator's
+    dtype in `gradients`; where parameters are those of samples, the sums of each (N, C) at the beginning of its work.
     """
     C = gradients.size // 2
     results = []
     for row, given in ((1, weight), (0, bias)):
         total = gradients[row * C : (row + 1) * C]
         if given is not None and (given.shape != shared or given.dtype != total.dtype):
-            sums = work[row * N * C : (row + 1) * N * C].reshape(N, C)
+            if given.shape != shared:
+                total = work[row * N * C : (row + 1) * N * C]
+            else:
+                total = work[work.size - 2 * C :][row * C : (row + 1) * C]
             with np.errstate(all="ignore"):
-                total = (sums if given.shape != shared else sums.sum(axis=0)).astype(given.dtype.newbyteorder("="))
+                total = total.astype(given.dtype.newbyteorder("="))
         results.append(total.reshape(shared if given is None else given.shape))
     return results

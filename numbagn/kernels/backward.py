@@ -10,15 +10,17 @@ loops work on d = (x - K) * rstd, K as in the forward pass, so nothing is lost w
 deviation; x_hat - d is one small number for a block.
 
 Sums per channel go to `sums`, laid out (PARTS, 2, N, C): first dz, then dz * d; settling adds the parts in order into
-the first and makes x_hat of d.
+the first and makes x_hat of d. Where a channel is one element and the samples share the parameters, they are summed
+over stretches of samples at once (`backward_rows`): (2, UNITS, C), of dz and of dz * x_hat.
 """
 
 from numba import prange
 
 from .backward_first import steps_first
 from .backward_last import steps_last
+from .backward_rows import steps_rows
 from .compiled import entry
-from .geometry import C, CHANNELS_FIRST, FIRST, G, LAST, N, PARTS, SLOT, SLOTS, UNITS
+from .geometry import C, CHANNELS_FIRST, CHANNELS_LAST, FIRST, LAST, N, PARTS, SLOT, SLOTS, UNITS
 from .memory import absent, offset, pointer, values
 from .phases import steps_of_unit
 from .vectors import code
@@ -28,16 +30,16 @@ from .vectors import code
 def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, activation, parallel, sources):
     """Make the backward kernel of one specialisation, as `forward_kernel` does.
 
-    It fills dx, dresidual, `work` (sums; m1, m2 and shift of each block; float64 totals of the sums over the samples)
-    and the parameters' gradients: dbias, dweight.
+    It fills dx, dresidual, `work` (sums; m1, m2 and shift of each block; at its end float64 totals of the sums over the
+    samples) and the parameters' gradients: dbias, dweight.
     """
 
     def backward(dims, dy, x, skip, residual, dx, dresidual, weight, bias, mean, rstd, work, gradients, scratch):
         if sources == 0:
             return
-        channels = dims[N] * dims[C]
-        blocks_at = 2 * dims[PARTS] * channels
-        totals_at = blocks_at + 3 * dims[N] * dims[G]
+        tables = dims[N] if layout <= CHANNELS_LAST else dims[UNITS]
+        channels = tables * dims[C]
+        blocks_at, totals_at = 2 * dims[PARTS] * channels, len(work) - 2 * dims[C]
         sums, block, totals = work[:blocks_at], work[blocks_at:totals_at], work[totals_at:]
         for phase in range(dims[FIRST], dims[LAST]):
             steps = dims[UNITS] * steps_of_unit(phase, dims)
@@ -57,14 +59,19 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, activatio
                         phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block,
                         code(activation),
                     )  # fmt: skip
-                else:
+                elif layout == CHANNELS_LAST:
                     steps_last(
+                        phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block,
+                        code(activation),
+                    )  # fmt: skip
+                else:
+                    steps_rows(
                         phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block,
                         code(activation),
                     )  # fmt: skip
 
         totals[:] = 0.0
-        for n in range(dims[N]):
+        for n in range(tables):
             for row in range(2):
                 for c in range(dims[C]):
                     totals[row * dims[C] + c] += sums[row * channels + n * dims[C] + c]

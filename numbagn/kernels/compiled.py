@@ -66,7 +66,7 @@ at_fork(
 
 SOURCES = (
     "compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "phases", "results", "tables",
-    "forward", "forward_first", "forward_last", "backward", "backward_first", "backward_last",
+    "forward", "forward_first", "forward_last", "backward", "backward_first", "backward_last", "backward_rows",
 )  # fmt: skip
 
 
