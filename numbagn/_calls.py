@@ -33,7 +33,7 @@ from ._recycling import LEAST_BYTES, array_like
 from ._rows import ROWS, rows
 from ._threads import at_fork
 from ._valid import backward_valid, forward_valid
-from .kernels.geometry import CHANNELS_LAST
+from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION
 
 __all__ = ["backward", "forget_plans", "forward"]
 
@@ -114,7 +114,7 @@ def forward(
         return (y if out is None else out), mean, rstd
 
     kernel_of = kernels("forward").forward_kernel
-    share = share_of("forward", p, X=p.x, SKIP=s, RES=r, Y=target)
+    share = share_of("forward", p, p.layout, X=p.x, SKIP=s, RES=r, Y=target)
     dims = dims_of(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
     groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
     work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
@@ -178,7 +178,7 @@ def backward(
     valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
     dx = array_like(x, p.result) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
-    work, gradients = np.zeros(2 * p.N * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
+    work, gradients = np.zeros(2 * (p.N + 1) * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
     if p.size:
         target, w, b = target_of(dx, p, w, b, (p.x, g, s, r), m, rs)
         arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
@@ -188,16 +188,19 @@ def backward(
             np.copyto(dx, target)
     elif p.size:
         kernel_of = kernels("backward").backward_kernel
-        share = share_of("backward", p, **arrays)
+        layout = p.layout
+        if layout == CHANNELS_FIRST and p.S == 1 and all(v is None or v.ndim == 1 for v in (w, b)):
+            layout = SINGLE_POSITION
+        share = share_of("backward", p, layout, **arrays)
         dims = dims_of(p, share, w, b, **arrays)
-        work = np.empty(2 * share["PARTS"] * p.N * p.C + 3 * p.N * p.G + 2 * p.C)
+        work = np.empty(share["WORK"])
         kernel_arguments = (
             dims, flat_of(g, p), flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), flat_of(dr, p),
             values_of(w, p, 1.0), values_of(b, p, 0.0), NOTHING, m.reshape(-1), rs.reshape(-1), work, gradients,
             scratch_of(p, share),
         )  # fmt: skip
         kinds = (
-            p.layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation,
+            layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation,
             share["PARALLEL"],
         )  # fmt: skip
         kernel = runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))

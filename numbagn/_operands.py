@@ -27,9 +27,9 @@ def dense(p: Problem, **arrays: Array | None) -> bool:
     return all(array is None or p.gapless(array) for array in arrays.values())
 
 
-def share_of(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]:
+def share_of(direction: str, p: Problem, layout: int, **arrays: Array | None) -> dict[str, int]:
     """How the work on these arrays is shared out."""
-    return shares(direction, p.layout, p.N, p.C, p.G, p.S, p.result.itemsize, dense(p, **arrays))
+    return shares(direction, layout, p.N, p.C, p.G, p.S, p.result.itemsize, dense(p, **arrays))
 
 
 @lru_cache(maxsize=4096)
@@ -125,17 +125,20 @@ def parameter_gradients(
 ) -> list[Array]:
     """dweight and dbias in the parameters' shapes and dtypes; `shared` is the shape of one that all samples share.
 
-    The kernel leaves the sums (N, C) of dz and of dz * x_hat at the beginning of its work, and what they are over all
-    samples, in the accumulator's dtype, in `gradients`.
+    The kernel leaves the sums of dz and of dz * x_hat over all samples at the end of its work, and in the accumulator's
+    dtype in `gradients`; where parameters are those of samples, the sums of each (N, C) at the beginning of its work.
     """
     C = gradients.size // 2
     results = []
     for row, given in ((1, weight), (0, bias)):
         total = gradients[row * C : (row + 1) * C]
         if given is not None and (given.shape != shared or given.dtype != total.dtype):
-            sums = work[row * N * C : (row + 1) * N * C].reshape(N, C)
+            if given.shape != shared:
+                total = work[row * N * C : (row + 1) * N * C]
+            else:
+                total = work[work.size - 2 * C :][row * C : (row + 1) * C]
             with np.errstate(all="ignore"):
-                total = (sums if given.shape != shared else sums.sum(axis=0)).astype(given.dtype.newbyteorder("="))
+                total = total.astype(given.dtype.newbyteorder("="))
         results.append(total.reshape(shared if given is None else given.shape))
     return results
 

@@ -112,8 +112,9 @@ def backward_valid(
         )  # fmt: skip
         if dr is not None:
             (dr[part],) = more
-    gradients[:] = sums.sum(axis=1).reshape(-1)
-    return sums.reshape(-1), gradients
+    totals = sums.sum(axis=1).reshape(-1)
+    gradients[:] = totals
+    return np.concatenate([sums.reshape(-1), totals]), gradients
 
 
 def part_of(p: Problem, v: Valid, n: int) -> tuple[tuple[slice, ...], Callable[[Any], Any]]:

@@ -191,7 +191,7 @@ def group_moments(
     p = p._replace(dtype=p.dtype.wide)
     if lengths is not None or mask is not None:
         return _moments_of_valid(p, valid_positions(lengths, mask, p))
-    share = share_of("forward", p, X=p.x) | STATISTICS_ONLY
+    share = share_of("forward", p, p.layout, X=p.x) | STATISTICS_ONLY
     units = p.N * p.G
     work = np.empty(2 * units * (1 + share["PARTS"]))
     _run(p, dims_of(p, share, None, None, X=p.x, Y=p.x), share["PARALLEL"], scratch_of(p, share), work)
@@ -268,7 +268,7 @@ def normalize(
     if p.size == 0:
         return y if out is None else out
     target, w, b = target_of(y, p, w, b, (p.x,))
-    share = share_of("forward", p, X=p.x, Y=target) | {"FIRST": WRITE, "LAST": WRITE + 1, "PARTS": 1}
+    share = share_of("forward", p, p.layout, X=p.x, Y=target) | {"FIRST": WRITE, "LAST": WRITE + 1, "PARTS": 1}
     # what settling leaves for writing: mean, rstd, K (the mean in the accumulator's precision) and what the mean lacks
     with np.errstate(all="ignore"):
         shift = moments.mean.astype(p.dtype.accumulator).astype(np.float64)

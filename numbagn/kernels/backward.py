@@ -10,7 +10,8 @@ loops work on d = (x - K) * rstd, K as in the forward pass, so nothing is lost w
 deviation; x_hat - d is one small number for a block.
 
 Sums per channel go to `sums`, laid out (PARTS, 2, N, C): first dz, then dz * d; settling adds the parts in order into
-the first and makes x_hat of d.
+the first and makes x_hat of d. Where a channel is one element and the samples share the parameters, they are summed
+over stretches of samples at once (`backward_rows`): (2, UNITS, C), of dz and of dz * x_hat.
 """
 
 from numba import prange
@@ -18,10 +19,11 @@ from numba import prange
 from .._dtypes import RESULT_KINDS
 from .backward_first import steps_first
 from .backward_last import steps_last
+from .backward_rows import steps_rows
 from .compiled import entry
 from .geometry import (
-    AT, BATCH, B_N, C, CHANNELS_FIRST, DRES_N, DY_N, FIRST, G, LAST, MASK_N, N, RES_N, SAMPLE, SKIP_N, SLOT, SLOTS,
-    UNITS, W_N, X_N, Y_N,
+    AT, BATCH, B_N, C, CHANNELS_FIRST, CHANNELS_LAST, DRES_N, DY_N, FIRST, G, LAST, MASK_N, N, RES_N, SAMPLE, SKIP_N,
+    SLOT, SLOTS, SINGLE_POSITION, UNITS, W_N, X_N, Y_N,
 )  # fmt: skip
 from .masks import mask_pointer
 from .memory import absent, offset, pointer, values
@@ -45,6 +47,8 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
         channels = common[C]
         totals_at = work.size - 2 * channels
         blocks_at = totals_at - 3 * common[BATCH] * common[G]
+        if layout == SINGLE_POSITION:
+            blocks_at = 2 * common[UNITS] * channels
         for phase in range(common[FIRST], common[LAST]):
             steps = common[UNITS] * steps_of_unit(phase, common) if problems == 1 else problems
             tasks = min(steps, common[SLOTS]) if parallel else 1
@@ -73,8 +77,13 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
                             phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
                             code(activation),
                         )  # fmt: skip
-                    else:
+                    elif layout == CHANNELS_LAST:
                         steps_last(
+                            phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
+                            code(activation),
+                        )  # fmt: skip
+                    else:
+                        steps_rows(
                             phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
                             code(activation),
                         )  # fmt: skip
@@ -83,10 +92,11 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
         totals[:] = 0.0
         for q in range(problems):
             own = dims[q]
-            for n in range(own[N]):
+            rows = own[UNITS] if layout == SINGLE_POSITION else own[N]
+            for n in range(rows):
                 for row in range(2):
                     for c in range(channels):
-                        totals[row * channels + c] += work[own[AT] + (row * own[N] + n) * channels + c]
+                        totals[row * channels + c] += work[own[AT] + (row * rows + n) * channels + c]
         gradients[:] = totals
 
     return backward

@@ -1,14 +1,14 @@
 """The backward pass, channels first: a block is one group of one sample, consecutive in memory."""
 
-from .compiled import device
+from .compiled import device, inlined
 from .geometry import (
     B_C, B_N, C, CHANNELS_FIRST, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_N, MASK_R, N, PART, PARTS, PAST, PIECES,
     RES_N, RES_R, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, SUMS, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
-from .memory import lanes, splat, store, streamed, values
+from .memory import lanes, prefetch, splat, store, streamed, values
 from .moments import CHUNK, coefficients, final_shift
 from .phases import steps_of_unit
-from .results import aligned_from, upstream, write_gradient
+from .results import aligned_from, elements_ahead, upstream, write_gradient
 from .tables import along, element_parameters, expand
 from .vectors import doubles, fma, join, lane_sum
 
@@ -139,7 +139,7 @@ def write_one(
     write_gradient(dz, d, pdx, pdr, pm, idx, idr, im, count, scale, by_d, constant, past)
 
 
-@device
+@inlined
 def write_channels(
     dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight, bias, h, h_skip,
     rstd_2, lack, r, by_d, constant, act,
@@ -181,7 +181,7 @@ def write_channels(
             i += count
 
 
-@device
+@inlined
 def write_elements(
     dims, n, base, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, h,
     h_skip, rstd_2, lack, r, by_d, constant, act,
@@ -191,9 +191,12 @@ def write_elements(
     pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, base, weight, bias, slot)
     i = start
     aligned, past = aligned_from(dims, pdx, idx, start, stop)
+    ahead, ahead_dy = ix + elements_ahead(dims, n, dims[X_N]), idy + elements_ahead(dims, n, dims[DY_N])
     while i < stop:
         if i >= aligned:
             while i + width <= stop:
+                prefetch(px, ahead + i)
+                prefetch(pdy, ahead_dy + i)
                 w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
                 write_one(
                     idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,

@@ -5,10 +5,10 @@ from .geometry import (
     B_C, B_N, CHANNELS_FIRST, D, DENSE, G, KEEP_M2, MASK_N, MASK_R, PART, PARTS, PAST, PIECES, RES_N, RES_R, RUN, S,
     SETTLE, SKIP_N, SKIP_R, SUM, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
-from .memory import lanes, present, splat, streamed
+from .memory import lanes, prefetch, present, splat, streamed
 from .moments import coefficients, difference, final_shift, line_sums, rstd_of, settle, shifts
 from .phases import steps_of_unit
-from .results import aligned_from, write_vector
+from .results import aligned_from, elements_ahead, write_vector
 from .tables import along, element_parameters, expand
 from .vectors import doubles, fma, join, lane_sum
 
@@ -151,7 +151,7 @@ def write_channels(
             i += count
 
 
-@device
+@inlined
 def write_elements(
     dims, n, block, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, slot, half_shift,
     half_shift_skip, rstd_2, lack, act,
@@ -162,9 +162,11 @@ def write_elements(
     pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, block, weight, bias, slot)
     i = start
     aligned, past = aligned_from(dims, py, iy, start, stop)
+    ahead = ix + elements_ahead(dims, n, dims[X_N])
     while i < stop:
         if i >= aligned:
             while i + width <= stop:
+                prefetch(px, ahead + i)
                 w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
                 write_vector(
                     px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, h, h_skip, w * rstd_2,

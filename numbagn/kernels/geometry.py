@@ -2,8 +2,9 @@
 
 Sizes: N samples of C channels in G groups, D = C / G channels a group, S positions a channel. Work: UNITS blocks
 (channels first: one group of one sample; channels last: one sample), each summed in SUMS steps over PARTS parts of PART
-elements (channels last: positions) and written in PIECES pieces of at most RUN elements (positions). FIRST and LAST
-bound the phases, SLOTS the tasks that run at once; a task owns SLOT values of scratch, tables of PITCH. Where KEEP_M2
+elements (channels last: positions) and written in PIECES pieces of at most RUN elements (positions); with one position
+the backward pass has units of PART samples, summed and written in the same PIECES. FIRST and LAST bound the phases,
+SLOTS the tasks that run at once; a task owns SLOT values of scratch, tables of PITCH. Where KEEP_M2
 is not 0, settling leaves M2, the sum of squared deviations, in rstd's place; where PAST is not 0, long runs of y or dx
 are stored past the caches. Channels last the loops take several positions together where channels are fewer than
 FEW_CHANNELS, as a row of ROW values. DENSE is not 0 where no array has gaps between rows, and no mask begins anew.
@@ -35,8 +36,9 @@ FIELDS = (
     MASK_N, MASK_R, MASK_C, W_N, W_C, B_N, B_C,
 ) = range(len(FIELDS))  # fmt: skip
 
-# The memory layouts that have loops of their own.
-CHANNELS_FIRST, CHANNELS_LAST = 0, 1
+# The memory layouts that have loops of their own; the third is a case of the first in the backward pass: one position,
+# and parameters that all samples share.
+CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION = 0, 1, 2
 
 # Channels last, fewer than these must lie without gaps from position to position.
 FEW_CHANNELS = 64

@@ -192,6 +192,21 @@ def accumulate(typingctx, ptr, index, value):
 
 
 @intrinsic
+def prefetch(typingctx, ptr, index):
+    """Ask for the line of ptr[index] to come to the second cache; it need not be memory of ours, and no fault comes."""
+    element = KINDS[ptr.kind][1]
+
+    def codegen(context, builder, sig, args):
+        place = builder.bitcast(_address(builder, args[0], element, args[1]), I8.as_pointer())
+        fnty = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
+        fn = cgutils.get_or_insert_function(builder.module, fnty, "llvm.prefetch.p0")
+        builder.call(fn, [place, I32(0), I32(2), I32(1)])
+        return context.get_dummy_value()
+
+    return types.none(ptr, types.int64), codegen
+
+
+@intrinsic
 def until_aligned(typingctx, ptr, index):
     """Elements from ptr[index] to the next place where a whole stored vector is aligned to its own size."""
     vector, element, _, _ = KINDS[ptr.kind]
