@@ -2,9 +2,15 @@
 
 from . import reference
 from ._warmup import warmup
-from .functional import group_norm, group_norm_backward, group_norm_forward
-from .layers import GroupNorm
+from .derivatives import group_norm_double_backward, group_norm_jvp
+from .functional import group_norm, group_norm_backward, group_norm_forward, instance_norm, layer_norm
+from .layers import GroupNorm, InstanceNorm, LayerNorm
+from .moments import Moments, group_moments, normalize
 
 __version__ = "0.1.0"
 
-__all__ = ["GroupNorm", "group_norm", "group_norm_backward", "group_norm_forward", "reference", "warmup"]
+__all__ = [
+    "GroupNorm", "InstanceNorm", "LayerNorm", "Moments", "group_moments", "group_norm", "group_norm_backward",
+    "group_norm_double_backward", "group_norm_forward", "group_norm_jvp", "instance_norm", "layer_norm", "normalize",
+    "reference", "warmup",
+]  # fmt: skip

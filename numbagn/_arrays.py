@@ -1,36 +1,287 @@
-"""The kinds of array the library takes: how each is recognised and handed to a kernel. No rules about shapes."""
+"""The kinds of array the library takes: how each is recognised and handed to a kernel. No rules about shapes.
 
-from typing import Any
+One row for each kind. No library is imported to recognise its arrays: before it is loaded there can be none.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from ._dtypes import Dtype, dtype_row, supported
 
-__all__ = ["as_array", "flat"]
+__all__ = ["as_array", "flat", "float_row", "in_kind", "real_row", "view"]
+
+Result = TypeVar("Result")
 
 
-def as_array(name: str, value: Any) -> np.ndarray:
-    """`value` as a plain NumPy array of native byte order, or a TypeError that names it.
+class Family(NamedTuple):
+    """One kind of array."""
+
+    library: str  # as in sys.modules
+    owns: Callable[[Any, type], bool]  # (the library, the type of a value): whether it is of this kind
+    view: Callable[[str, Any], np.ndarray]  # (argument's name, array): the same memory, or a TypeError
+    back: Callable[[np.ndarray, Any], Any]  # (result, the array whose kind it is to be of)
+    written: Callable[[Any], None] = lambda out: None  # told that a result was written to its memory
+    lazy: str = ""  # the module with functions of its own for this kind, by the names of the public ones
+
+
+def _as_it_is(array: np.ndarray, like: Any) -> np.ndarray:
+    return array
+
+
+# ---------------------------------------------------------------------------------------------------------------- torch
+
+
+def _torch_view(name: str, tensor: Any) -> np.ndarray:
+    torch = sys.modules["torch"]
+    if tensor.requires_grad:
+        if torch.is_grad_enabled():
+            raise TypeError(
+                f"{name} must not require gradients, which do not flow through; use its .detach() or torch.no_grad()"
+            )
+        tensor = tensor.detach()
+    half = tensor.dtype is torch.bfloat16
+    try:
+        # not by DLPack, which forgets a negative bit, and takes twice as long
+        array: np.ndarray = (tensor.view(torch.int16) if half else tensor).numpy()
+    except (TypeError, RuntimeError) as fault:
+        raise TypeError(
+            f"{name} must be a dense tensor in CPU memory, got {_of(tensor)} on {tensor.device}: {_line(fault)}"
+        ) from None
+    return array.view(_bfloat16(name)) if half else array
+
+
+def _torch_back(array: np.ndarray, like: Any) -> Any:
+    torch = sys.modules["torch"]
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _torch_written(out: Any) -> None:
+    """Tell torch's autograd, which then refuses to use what was there before."""
+    sys.modules["torch"].autograd.graph.increment_version(out)
+
+
+def _bfloat16(name: str) -> np.dtype:
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        raise TypeError(f"{name} must not be bfloat16 without ml_dtypes: pip install 'numbagn[bf16]'") from None
+    dtype: np.dtype = np.dtype(bfloat16)
+    return dtype
+
+
+# ------------------------------------------------------------------------------------------------------------------ JAX
+
+
+def _jax_view(name: str, array: Any) -> np.ndarray:
+    if name == "out":
+        raise TypeError("out must be an array that can be written to, got a jax.Array, which never changes")
+    if isinstance(array, sys.modules["jax"].core.Tracer):
+        raise TypeError(f"{name} must hold values, got a jax.core.Tracer; inside transformations use jax.pure_callback")
+    devices = array.devices()
+    if len(devices) > 1 or next(iter(devices)).platform != "cpu":
+        raise TypeError(f"{name} must lie in CPU memory, got a jax.Array on {', '.join(map(str, devices))}")
+    try:
+        return np.asarray(array)  # without a copy, bfloat16 too
+    except (TypeError, RuntimeError) as fault:
+        raise TypeError(f"{name} must be an array of numbers, got a jax.Array: {_line(fault)}") from None
+
+
+def _jax_back(array: np.ndarray, like: Any) -> Any:
+    """Without a copy where the memory begins at a multiple of 64 bytes, as that of results of 2 MiB and more does.
+
+    float64 (the statistics) stays NumPy's while JAX has no float64: as float32 it would spoil gradients.
+    """
+    jax = sys.modules["jax"]
+    (device,) = like.devices()
+    if array.dtype.name == "bfloat16":  # not known to DLPack as NumPy has it
+        return jax.device_put(array, device)
+    result = sys.modules["jax.numpy"].from_dlpack(array, device=device)
+    return result if result.dtype == array.dtype else array
+
+
+# ---------------------------------------------------------------------------- whatever else keeps to the array standard
+
+
+def _standard_view(name: str, array: Any) -> np.ndarray:
+    try:
+        return np.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError, ValueError) as fault:
+        raise TypeError(f"{name} must lie in CPU memory, got {_of(array)}: {_line(fault)}") from None
+
+
+def _standard_back(array: np.ndarray, like: Any) -> Any:
+    return like.__array_namespace__().from_dlpack(array)
+
+
+# ----------------------------------------------------------------------------------------------------------------- dask
+
+
+def _dask_view(name: str, array: Any) -> np.ndarray:
+    raise TypeError(f"{name} must be in memory here, got {_of(array)}; use its .compute()")
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+_FAMILIES = (
+    Family(
+        "numpy",
+        lambda numpy, kind: kind in (numpy.ndarray, numpy.memmap),
+        lambda name, array: np.asarray(array),
+        _as_it_is,
+    ),
+    Family(
+        "torch",
+        lambda torch, kind: kind in (torch.Tensor, torch.nn.Parameter),
+        _torch_view,
+        _torch_back,
+        _torch_written,
+    ),
+    Family(
+        "jax",
+        lambda jax, kind: issubclass(kind, (jax.Array, jax.core.Tracer)),
+        _jax_view,
+        _jax_back,
+    ),
+    Family(
+        "dask.array",
+        lambda array, kind: issubclass(kind, array.Array),
+        _dask_view,
+        _as_it_is,
+        lazy="numbagn.interop.dask",
+    ),
+    Family(
+        "numpy",  # where nothing more is needed
+        lambda numpy, kind: (
+            hasattr(kind, "__dlpack__") and hasattr(kind, "__array_namespace__") and not issubclass(kind, numpy.ndarray)
+        ),
+        _standard_view,
+        _standard_back,
+    ),
+)
+_known: dict[type, Family] = {}
+
+
+def _family(name: str, value: Any) -> Family:
+    """The row of a value's kind, or a TypeError that names it.
 
     Subclasses are refused since they carry meaning that would be lost (a mask, a unit), but for memory maps.
     """
     kind = type(value)
-    if kind is not np.ndarray and kind is not np.memmap:
-        hint = ""
-        if isinstance(value, np.ma.MaskedArray):
-            hint = "; use its .filled(...) or its .data"
-        elif hasattr(value, "__array__") or isinstance(value, (list, tuple)):
-            hint = "; convert it with numpy.asarray"
-        raise TypeError(f"{name} must be a numpy.ndarray, got {kind.__module__}.{kind.__qualname__}{hint}")
-    array: np.ndarray = np.asarray(value)
+    row = _known.get(kind)
+    if row is None:
+        row = next((row for row in _FAMILIES if _owns(row, kind)), None)
+        if row is None:
+            raise TypeError(f"{name} must be a numpy.ndarray, got {_of(value)}{_hint(value)}")
+        _known[kind] = row
+    return row
+
+
+def _owns(row: Family, kind: type) -> bool:
+    library = sys.modules.get(row.library)
+    try:
+        return library is not None and row.owns(library, kind)
+    except AttributeError:  # another thread is importing it
+        return False
+
+
+def _hint(value: Any) -> str:
+    """What to do with a value that is not taken."""
+    if isinstance(value, np.ma.MaskedArray):
+        return "; use its .filled(...) or its .data"
+    if type(value).__module__.partition(".")[0] == "xarray":
+        return "; give its .data, and keep its labels with .copy(data=...)"
+    if hasattr(value, "to_numpy"):  # data frames and their columns
+        return "; use its .to_numpy()"
+    if hasattr(value, "__cuda_array_interface__"):
+        return "; copy it to CPU memory"
+    if hasattr(value, "as_subclass"):
+        return "; use its .as_subclass(torch.Tensor)"
+    if hasattr(value, "__array__") or isinstance(value, (list, tuple)):
+        return "; convert it with numpy.asarray"
+    return ""
+
+
+def _of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _line(fault: Exception) -> str:
+    """The first sentence of what a library says."""
+    return str(fault).strip().partition("\n")[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- in and out
+
+
+def view(name: str, value: Any) -> np.ndarray:
+    """The memory of an array of any kind as a plain NumPy array, or a TypeError that names it."""
+    return value if type(value) is np.ndarray else _family(name, value).view(name, value)
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """`value` as a plain NumPy array of native byte order, or a TypeError that names it."""
+    array = view(name, value)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: str = "x") -> Result:
+    """Call a public function with NumPy's views of its arrays; results are of the kind of the argument `lead`.
+
+    A public function begins with::
+
+        if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
+            return in_kind(this_function, locals())
+
+    and then has a plain `x` and `out`; `as_array` takes the others in any kind. Results that are not plain arrays or
+    tuples of them are passed on as they are.
+    """
+    leader, out = arguments[lead], arguments.get("out")
+    row = _family(lead, leader)
+    if row.lazy:
+        own: Callable[..., Result] | None = getattr(import_module(row.lazy), function.__name__, None)
+        if own is None:
+            raise TypeError(f"{lead} must be in memory for {function.__name__}, got {_of(leader)}; use its .compute()")
+        return own(**arguments)
+    views = {id(leader): view(lead, leader)}  # by identity: an `out` that is x is still x
+    if out is not None:
+        target = views[id(out)] = view("out", out)
+
+    def seen(name: str, value: Any) -> Any:
+        if id(value) not in views:
+            if not hasattr(value, "__dlpack__"):  # numbers, strings and lists
+                return value
+            views[id(value)] = view(name, value)
+        return views[id(value)]
+
+    result: Any = function(**{name: seen(name, value) for name, value in arguments.items()})
+    if out is not None:
+        _family("out", out).written(out)
+
+    def back(value: Any) -> Any:
+        if out is not None and value is target:
+            return out
+        return row.back(value, leader) if type(value) is np.ndarray else value
+
+    return cast(Result, tuple(map(back, result)) if type(result) is tuple else back(result))
+
+
 def float_row(name: str, array: np.ndarray) -> Dtype:
+    """The row of the array's dtype, one of the floats', or a TypeError that names it."""
+    return real_row(name, array, integers=False)
+
+
+def real_row(name: str, array: np.ndarray, integers: bool = True) -> Dtype:
     """The row of the array's dtype, or a TypeError that names it."""
-    row = dtype_row(array.dtype)
+    row = dtype_row(array.dtype, integers)
     if row is None:
-        raise TypeError(f"{name} must have dtype {supported()}, got {array.dtype}")
+        hint = "; convert it with .astype" if array.dtype.kind in "iub" else ""
+        raise TypeError(f"{name} must have dtype {supported(integers)}, got {array.dtype}{hint}")
     return row
 
 

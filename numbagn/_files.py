@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import secrets
 import signal
@@ -21,11 +20,13 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.lib.format import MAGIC_PREFIX, open_memmap
 
-import numbagn
+from ._chunks import Norm, normalize_chunks
 
 # One kernel call works on this much: long enough that a call's own cost vanishes, short enough that the progress bar
 # moves and a signal is heard at once (Python hears signals only between calls).
 BATCH_BYTES = 64 << 20
+# What a sample is cut into where it is larger: about so much memory is needed where a dtype must be converted.
+CHUNK_BYTES = 64 << 20
 
 
 class Stopped(BaseException):
@@ -58,7 +59,7 @@ def normalize_file(
     activation: str | None = None,
     dtype: str | None = None,
     add_batch_axis: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
 ) -> Report:
     """
     Apply group normalization to an ``.npy`` file.
@@ -75,7 +76,8 @@ def normalize_file(
     add_batch_axis : bool, optional
         `source` holds one sample without a batch axis; `channel_axis` counts with that axis put in front.
     progress : callable, optional
-        Called with the number of samples done and their total: at the start and after every batch.
+        Called with the number of samples done and their total: at the start and after every batch, or every chunk of
+        a sample that is cut, with fractions then.
 
     Returns
     -------
@@ -83,10 +85,12 @@ def normalize_file(
 
     Notes
     -----
-    Both files are memory-mapped and worked through in batches of samples. Memory of its own is needed only where a
-    dtype must be widened (64-bit input to float32, say) or in Fortran order, and then for one batch or one sample.
-    The new file has the memory order of the old one. In Fortran order the samples are interleaved: every batch then
-    passes over the whole file, which is right but slow.
+    Both files are memory-mapped and worked through in batches of samples; a sample larger than CHUNK_BYTES in chunks:
+    of whole groups if they are not larger themselves, else in two passes, one for the statistics (see
+    `numbagn.group_moments`) and one that normalises. So each byte is read twice at most and written once, in the order
+    of the file. Memory of its own is needed only where a dtype must be widened (64-bit input to float32, say) or in
+    Fortran order, and then for one batch or one chunk. The new file has the memory order of the old one. In Fortran
+    order the samples are interleaved and all are worked on together.
     """
     started = time.perf_counter()
     file = _open_input(Path(source))
@@ -98,28 +102,32 @@ def normalize_file(
     if np.ndim(weight) == 2 or np.ndim(bias) == 2:
         _check_per_sample(weight, bias, x.shape[0])
 
-    def normalize(rows: slice, chunk: np.ndarray[Any, Any], out: np.ndarray[Any, Any] | None) -> Any:
-        # (N, C) parameters belong to samples and are cut like them.
-        w, b = (p[rows] if np.ndim(p) == 2 else p for p in (weight, bias))
-        return numbagn.group_norm(
-            chunk, num_groups, w, b, eps, channel_axis=channel_axis, activation=activation, out=out
-        )
-
+    norm = Norm(num_groups, weight, bias, eps, channel_axis, activation, work)
     # An empty batch costs nothing and has every argument checked before a file is created.
-    normalize(slice(0, 0), np.empty((0, *x.shape[1:]), work), None)
+    norm.of(slice(0, 0), slice(None), num_groups).apply(np.empty((0, *x.shape[1:]), work), None)
 
     fortran = file.flags.f_contiguous and not file.flags.c_contiguous
     with stop_signals() as check_signals, replacing(Path(target)) as temporary:
         new_file = _create(temporary, final, file.shape, fortran)
         y = new_file[np.newaxis] if add_batch_axis else new_file
         samples = x.shape[0]
-        step = max(1, BATCH_BYTES // max(1, x[:1].size * work.itemsize))
+        itemsize = max(file.dtype.itemsize, work.itemsize)
+        step = max(1, samples if fortran else BATCH_BYTES // max(1, x[:1].size * itemsize))
+        most = max(1, CHUNK_BYTES // itemsize)
         for start in range(0, samples, step):
+            rows = slice(start, min(start + step, samples))
             if progress is not None:
                 progress(start, samples)
             check_signals()
-            rows = slice(start, start + step)
-            _normalize_batch(np.asarray(x[rows]), np.asarray(y[rows]), work, functools.partial(normalize, rows))
+            own = norm.of(rows, slice(None), num_groups)
+            part, into = np.asarray(x[rows]), np.asarray(y[rows])
+            if part.size <= most:
+                own.apply(part, into)
+                continue
+            for share in normalize_chunks(part, into, own, most):
+                if progress is not None and share < 1:
+                    progress(start + share * (rows.stop - start), samples)
+                check_signals()
         if progress is not None:
             progress(samples, samples)
         new_file.flush()
@@ -128,21 +136,6 @@ def normalize_file(
         del x, y, file, new_file
         check_signals()
     return Report(shape, final, nbytes, time.perf_counter() - started)
-
-
-def _normalize_batch(
-    x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], work: np.dtype[Any], normalize: Callable[[Any, Any], Any]
-) -> None:
-    """Normalise `x` into `y` in the precision `work`, with as little memory as the dtypes allow."""
-    if y.dtype == work:
-        if x.dtype != work:
-            # Converted straight into its place in the new file and normalised there: no copy in memory.
-            np.copyto(y, x)
-            x = y
-        normalize(x, y)
-    else:
-        wide = x.astype(work)
-        np.copyto(y, normalize(wide, wide), casting="same_kind")
 
 
 def _open_input(path: Path) -> np.ndarray[Any, Any]:
@@ -317,7 +310,7 @@ class ProgressBar:
         self._started = time.perf_counter()
         self._next = 0.0
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: float, total: int) -> None:
         """Draw `done` of `total` samples, at most ten times a second."""
         now = time.perf_counter()
         if now < self._next and done < total:
@@ -327,7 +320,7 @@ class ProgressBar:
         filled = int(share * self.WIDTH)
         elapsed = now - self._started
         if done:
-            tail = f"{done}/{total} samples, {elapsed * (1 - share) / share:.0f} s left"
+            tail = f"{int(done)}/{total} samples, {elapsed * (1 - share) / share:.0f} s left"
         else:
             tail = f"0/{total} samples (the first batch may have to wait for the compiler, a few seconds)"
         self._write(f"[{'#' * filled}{'.' * (self.WIDTH - filled)}] {share:4.0%} {tail}")

@@ -121,7 +121,7 @@ def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: b
         pitch = _elements(C, S, width)
         work = {
             "UNITS": N * G, "PART": part, "PARTS": parts, "SUMS": parts, "RUN": part, "PIECES": parts,
-            "PITCH": pitch, "SLOT": TABLES_FIRST * pitch,
+            "PITCH": pitch, "SLOT": TABLES_FIRST * pitch, "DENSE": int(dense),
         }  # fmt: skip
     nbytes = N * C * S * itemsize
     # blocks of one vector have a loop of their own
@@ -146,7 +146,7 @@ def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: 
         pitch = _elements(C, S, width)
         work = {
             "UNITS": N * G, "PART": part, "PARTS": parts, "SUMS": 1 if S == 1 else D * parts,
-            "RUN": run, "PIECES": pieces, "PITCH": pitch, "SLOT": TABLES_FIRST * pitch,
+            "RUN": run, "PIECES": pieces, "PITCH": pitch, "SLOT": TABLES_FIRST * pitch, "DENSE": int(dense),
         }  # fmt: skip
     nbytes = N * C * S * itemsize
     share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes)

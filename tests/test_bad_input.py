@@ -10,6 +10,7 @@ import numbagn
 
 N, C, G, SHAPE = 2, 8, 4, (2, 8, 6)
 FLOATS = "float16, bfloat16, float32, float64"
+INTEGERS = ("uint8", "int8", "uint16", "int16")  # only x may be of these
 
 
 class Tensor:
@@ -46,8 +47,8 @@ ARRAYS = {
     **{
         f"dtype {dtype}": (array(dtype=dtype), TypeError, f"must have dtype {FLOATS}, got {np.dtype(dtype)}")
         for dtype in (
-            "bool", "int8", "uint8", "int16", "uint16", "int32", "int64", "uint64", "complex64", "complex128",
-            "longdouble", "U3", "S3", "datetime64[s]", "f4,i2", "T",
+            "bool", *INTEGERS, "int32", "uint32", "int64", "uint64", "complex64", "complex128", "longdouble", "U3",
+            "S3", "datetime64[s]", "f4,i2", "T",
         )
         if np.dtype(dtype) != np.float64  # longdouble, where that is the same
     },
@@ -155,7 +156,12 @@ def kinds(argument):
 
 
 COMMON = {
-    "x": X | kinds("x"),
+    "x": X
+    | {
+        name: (change, kind, message.replace(FLOATS, ", ".join((FLOATS, *INTEGERS))))
+        for name, (change, kind, message) in kinds("x").items()
+        if name.removeprefix("dtype ") not in INTEGERS
+    },
     "num_groups": NUM_GROUPS,
     "channel_axis": CHANNEL_AXIS,
     "activation": ACTIVATION,

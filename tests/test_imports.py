@@ -14,6 +14,7 @@ import numbagn.reference
 # Libraries whose arrays may come in or whose dtypes are known, and the compiler.
 COMPILER = ("numba", "llvmlite")
 FOREIGN = ("numba.cuda", "torch", "cupy", "ml_dtypes", "jax", "dask", "tensorflow", "onnxruntime", "safetensors")
+FOREIGN += ("autograd", "onnx")
 
 # name: (program, what it must not load)
 USES = {
@@ -69,7 +70,8 @@ def public():
     del found["reference"]
     for name, value in list(found.items()):
         if inspect.isclass(value):
-            methods = inspect.getmembers(value, inspect.isfunction)
+            ours = lambda f: inspect.isfunction(f) and f.__module__.startswith("numbagn.")  # noqa: E731
+            methods = inspect.getmembers(value, ours)
             found |= {f"{name}.{m}": f for m, f in methods if not m.startswith("_") or m in ("__call__", "__repr__")}
     return found
 

@@ -4,19 +4,14 @@ A load widens to the accumulator's type, a store rounds to the kind; half types 
 Numba has no half arrays.
 """
 
-import platform
-
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
-from numba import config, types
+from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic, models, register_model
 
 from .._dtypes import STORED
-from .vectors import F32, F32X16, F64, F64X8, I1, I32, I64, head_mask, llvm_vector, splat_int, splat_scalar
-
-X86 = platform.machine().lower() in ("x86_64", "amd64")
-I8, I16, F16 = ir.IntType(8), ir.IntType(16), ir.HalfType()
+from .kinds import I8, I16, KINDS, X86, to_double_lanes
+from .vectors import F32, F64, F64X8, I1, I32, I64, head_mask, llvm_vector, splat_scalar
 
 
 class Pointer(types.Type):
@@ -34,100 +29,12 @@ class PointerModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, I8.as_pointer())
 
 
-# ------------------------------------------------------------------------------------- storage kinds: widen and narrow
-
-
-def _converts_halves():
-    """Whether the processor Numba compiles for converts float16; LLVM else calls a function that is not there."""
-    if not X86:
-        return True
-    if config.CPU_NAME is None and config.CPU_FEATURES is None:
-        return bool(get_host_cpu_features().get("f16c"))
-    return "+f16c" in (config.CPU_FEATURES or "")
-
-
-CONVERTS_HALVES = _converts_halves()
-
-
-def _widen_f16(builder, raw, vector):
-    if CONVERTS_HALVES:
-        return builder.fpext(builder.bitcast(raw, llvm_vector(vector, F16)), llvm_vector(vector))
-    # exponent and mantissa moved into place make the number but for 2**112, subnormal ones too
-    wide, floats = llvm_vector(vector, I32), llvm_vector(vector)
-    bits = builder.zext(raw, wide)
-    size = builder.shl(builder.and_(bits, splat_int(wide, 0x7FFF)), splat_int(wide, 13))
-    scaled = builder.fmul(builder.bitcast(size, floats), ir.Constant(floats, [2.0**112] * vector.lanes))
-    size_bits = builder.bitcast(scaled, wide)
-    special = builder.icmp_unsigned(">=", size, splat_int(wide, 0x7C00 << 13))
-    size_bits = builder.select(special, builder.or_(size_bits, splat_int(wide, 0x7F800000)), size_bits)
-    sign = builder.shl(builder.and_(bits, splat_int(wide, 0x8000)), splat_int(wide, 16))
-    return builder.bitcast(builder.or_(size_bits, sign), floats)
-
-
-def _narrow_f16(builder, value, vector):
-    if CONVERTS_HALVES:
-        return builder.bitcast(builder.fptrunc(value, llvm_vector(vector, F16)), llvm_vector(vector, I16))
-    wide, floats = llvm_vector(vector, I32), llvm_vector(vector)
-    bits = builder.bitcast(value, wide)
-    size = builder.and_(bits, splat_int(wide, 0x7FFFFFFF))
-    odd = builder.and_(builder.lshr(size, splat_int(wide, 13)), splat_int(wide, 1))
-    # to nearest even, the exponent 112 less
-    normal = builder.add(size, builder.add(odd, splat_int(wide, (0xFFF - (112 << 23)) & 0xFFFFFFFF)))
-    normal = builder.lshr(normal, splat_int(wide, 13))
-    # added to 1/2, a number below 2**-14 is rounded to multiples of 2**-24, which are counted from there
-    half = ir.Constant(floats, [0.5] * vector.lanes)
-    counted = builder.bitcast(builder.fadd(builder.bitcast(size, floats), half), wide)
-    counted = builder.sub(counted, splat_int(wide, 0x3F000000))
-    small = builder.icmp_unsigned("<", size, splat_int(wide, 0x38800000))
-    large = builder.icmp_unsigned(">=", size, splat_int(wide, 0x477FF000))
-    nan = builder.icmp_unsigned(">", size, splat_int(wide, 0x7F800000))
-    special = builder.select(nan, splat_int(wide, 0x7E00), splat_int(wide, 0x7C00))
-    result = builder.select(large, special, builder.select(small, counted, normal))
-    sign = builder.and_(builder.lshr(bits, splat_int(wide, 16)), splat_int(wide, 0x8000))
-    return builder.trunc(builder.or_(result, sign), llvm_vector(vector, I16))
-
-
-def _widen_bf16(builder, raw, vector):
-    wide = llvm_vector(vector, I32)
-    return builder.bitcast(builder.shl(builder.zext(raw, wide), splat_int(wide, 16)), llvm_vector(vector))
-
-
-def _narrow_bf16(builder, value, vector):
-    """Round to nearest even with integers: the hardware's own instruction flushes subnormal numbers to zero.
-
-    A NaN that arithmetic has made has its first mantissa bit set, so that cutting off the others leaves a NaN.
-    """
-    wide = llvm_vector(vector, I32)
-    bits = builder.bitcast(value, wide)
-    odd = builder.and_(builder.lshr(bits, splat_int(wide, 16)), splat_int(wide, 1))
-    rounded = builder.add(bits, builder.add(odd, splat_int(wide, 0x7FFF)))
-    kept = builder.select(builder.fcmp_unordered("uno", value, value), bits, rounded)
-    return builder.trunc(builder.lshr(kept, splat_int(wide, 16)), llvm_vector(vector, I16))
-
-
-def _same(builder, value, vector):
-    return value
-
-
-def _to_double(builder, value, vector):
-    return builder.fpext(value, llvm_vector(vector, F64))
-
-
-# kind: (what a load gives, element in memory, memory -> accumulator, accumulator -> memory)
-KINDS = {
-    "float16": (F32X16, I16, _widen_f16, _narrow_f16),
-    "bfloat16": (F32X16, I16, _widen_bf16, _narrow_bf16),
-    "float32": (F32X16, F32, _same, _same),
-    "float64": (F64X8, F64, _same, _same),
-}
-
-
 def _address(builder, pointer, element, index):
     return builder.gep(builder.bitcast(pointer, element.as_pointer()), [index])
 
 
 def _align(element):
-    return {I16: 2, F32: 4, F64: 8}[element]
+    return {I8: 1, I16: 2, F32: 4, F64: 8}[element]
 
 
 # ------------------------------------------------------------------------------------------------------------ pointers
@@ -176,7 +83,7 @@ def doubles_at(typingctx, ptr):
 @intrinsic
 def offset(typingctx, ptr, index):
     """The pointer to ptr[index]."""
-    element = KINDS[ptr.kind][1]
+    element = KINDS[ptr.kind][1] if ptr.kind in KINDS else I8  # a mask
 
     def codegen(context, builder, sig, args):
         return builder.bitcast(_address(builder, args[0], element, args[1]), I8.as_pointer())
@@ -213,13 +120,34 @@ def load(typingctx, ptr, index, count):
         if count == types.none:
             value = builder.load(place, align=_align(element))
         else:
-            mask = head_mask(builder, vector.lanes, args[2])
-            fnty = ir.FunctionType(raw, [place.type, I32, mask.type, raw])
-            fn = cgutils.get_or_insert_function(builder.module, fnty, _masked_name("load", raw))
-            value = builder.call(fn, [place, I32(_align(element)), mask, ir.Constant(raw, None)])
+            value = _masked_load(builder, place, element, head_mask(builder, vector.lanes, args[2]))
         return widen(builder, value, vector)
 
     return vector(ptr, types.int64, count), codegen
+
+
+def _masked_load(builder, place, element, mask):
+    raw = ir.VectorType(element, mask.type.count)
+    fnty = ir.FunctionType(raw, [place.type, I32, mask.type, raw])
+    fn = cgutils.get_or_insert_function(builder.module, fnty, _masked_name("load", raw))
+    return builder.call(fn, [place, I32(_align(element)), mask, ir.Constant(raw, None)])
+
+
+@intrinsic
+def load_from(typingctx, ptr, index, first, count):
+    """Like `load` of `count` lanes, but zeros before lane `first`, and nothing is read there either."""
+    vector, element, widen, _ = KINDS[ptr.kind]
+
+    def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return ir.Constant(llvm_vector(vector), None)
+        raw = ir.VectorType(element, vector.lanes)
+        place = builder.bitcast(_address(builder, args[0], element, args[1]), raw.as_pointer())
+        mask = head_mask(builder, vector.lanes, args[3])
+        mask = builder.and_(mask, builder.not_(head_mask(builder, vector.lanes, args[2])))
+        return widen(builder, _masked_load(builder, place, element, mask), vector)
+
+    return vector(ptr, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -230,7 +158,7 @@ def store(typingctx, ptr, index, value, count):
     """
     vector, element, _, narrow = KINDS[ptr.kind]
     if value.scalar.bitwidth < vector.scalar.bitwidth:
-        vector, narrow = value, _to_double
+        vector, narrow = value, to_double_lanes
 
     def codegen(context, builder, sig, args):
         if ptr.absent:
@@ -314,7 +242,7 @@ def streamed(typingctx):
 
 
 def _masked_name(verb, raw):
-    names = {I16: "i16", F32: "f32", F64: "f64"}
+    names = {I8: "i8", I16: "i16", F32: "f32", F64: "f64"}
     return f"llvm.masked.{verb}.v{raw.count}{names[raw.element]}.p0"
 
 

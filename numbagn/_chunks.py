@@ -1,0 +1,178 @@
+"""Normalization of arrays larger than memory: part by part in the order of memory, each read twice at most.
+
+Groups that fit a chunk, all their values together, take one call. Of others the moments of all chunks are merged, then
+each chunk is normalized by them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import numbagn
+
+__all__ = ["Norm", "boxes", "normalize_chunks"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Box = tuple[slice, ...]
+
+# Integers that the kernels read as they are, into float32.
+DIRECT = ("uint8", "int8", "uint16", "int16")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What is asked for, the same for all parts of an array; `work` is the dtype whose precision is enough."""
+
+    num_groups: int
+    weight: Any
+    bias: Any
+    eps: float
+    channel_axis: int
+    activation: str | None
+    work: np.dtype[Any]
+
+    def of(self, samples: slice, channels: slice, groups: int) -> Norm:
+        """What it is for these samples and channels, which are so many groups."""
+        weight, bias = (
+            # (N, C) parameters belong to samples and are cut like them
+            p if not isinstance(p, np.ndarray) else p[samples, channels] if p.ndim == 2 else p[channels]
+            for p in (self.weight, self.bias)
+        )
+        return replace(self, weight=weight, bias=bias, num_groups=groups)
+
+    def apply(self, x: Array, y: Array | None, moments: numbagn.Moments | None = None) -> None:
+        """Normalize x into y, by its own moments or by those given, with as little memory as the dtypes allow."""
+        own, result = None, self.work
+        if x.dtype.name in DIRECT and self.work != np.float64:
+            result = np.dtype(np.float32)
+        elif x.dtype != self.work and y is not None and y.dtype == self.work:
+            # converted straight into its place and normalized there: no copy in memory
+            np.copyto(y, x)
+            x = y
+        elif x.dtype != self.work:
+            x = own = x.astype(self.work)
+        out = y if y is not None and y.dtype == result else own
+        options: dict[str, Any] = {"channel_axis": self.channel_axis, "activation": self.activation, "out": out}
+        if moments is None:
+            made = numbagn.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, **options)
+        else:
+            made = numbagn.normalize(x, moments, self.weight, self.bias, self.eps, **options)
+        if y is not None and out is not y:
+            np.copyto(y, made, casting="same_kind")
+
+    def moments(self, x: Array) -> numbagn.Moments:
+        """The moments of x, exact for every dtype."""
+        wide = x.astype(np.float64) if x.dtype.kind in "iu" and x.dtype.name not in DIRECT else x
+        return numbagn.group_moments(wide, self.num_groups, channel_axis=self.channel_axis)
+
+
+def boxes(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    channel_axis: int,
+    group: int,
+    most: int,
+    whole_groups: bool = False,
+) -> Iterator[Box]:
+    """Cut an array into boxes of consecutive memory, as its elements lie one behind the other in memory.
+
+    Parameters
+    ----------
+    shape, strides : tuple of int
+        Of an array that is dense in some order of its axes; axis 0 is the batch.
+    channel_axis, group : int
+        The axis of the channels and how many of them are a group. A box has channels of one group, or whole groups.
+    most : int
+        Elements of a box, where that can be.
+    whole_groups : bool, optional
+        Cut no group of any sample: boxes are then larger than `most` where such a group is, or where groups or samples
+        are interleaved in memory.
+
+    Yields
+    ------
+    tuple of slice
+        The index of each box.
+    """
+    order = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]) if shape[axis] > 1 else 0)
+    steps = list(shape)
+    for axis in order:
+        if math.prod(steps) <= most or (whole_groups and axis not in (0, channel_axis)):
+            break
+        fitting = most * steps[axis] // math.prod(steps)
+        unit = group if axis == channel_axis else 1
+        if fitting >= unit or whole_groups:
+            fitting = fitting // unit * unit
+            steps[axis] = max(unit, fitting)
+        else:
+            steps[axis] = max(1, fitting)
+    spans = [_spans(shape[axis], steps[axis], group if axis == channel_axis else 1) for axis in order]
+    for chosen in itertools.product(*spans):
+        box = dict(zip(order, chosen, strict=True))
+        yield tuple(box[axis] for axis in range(len(shape)))
+
+
+def _spans(length: int, step: int, group: int) -> list[slice]:
+    """Slices of `step`, which end where a group does if they are shorter than that."""
+    block = max(step, group)
+    return [
+        slice(start, min(start + step, first + block, length))
+        for first in range(0, length, block)
+        for start in range(first, min(first + block, length), step)
+    ]
+
+
+def normalize_chunks(x: Array, y: Array, norm: Norm, most: int) -> Iterator[float]:
+    """Normalize x into y, never more than about `most` elements at a time.
+
+    Parameters
+    ----------
+    x, y : (N, C, ...) ndarray
+        Dense, of one memory order; y is written to.
+    norm : Norm
+        What is asked for.
+    most : int
+        Elements of a chunk.
+
+    Yields
+    ------
+    float
+        After each step, the share of all work that is done.
+    """
+    axis, group, done = norm.channel_axis % x.ndim, x.shape[norm.channel_axis] // norm.num_groups, 0.0
+    for box in boxes(x.shape, x.strides, axis, group, most, whole_groups=True):
+        part, into = x[box], y[box]
+        own = norm.of(box[0], box[axis], part.shape[axis] // group)
+        share = part.size / x.size
+        if part.size <= most:
+            own.apply(part, into)
+            done += share
+            yield done
+            continue
+        # a third of the bytes are moved for the moments; the last chunks come first then, which memory still holds
+        cut = list(boxes(part.shape, part.strides, axis, group, most))
+        moments = numbagn.Moments(*np.zeros((3, part.shape[0], own.num_groups)))
+        for chunk in cut:
+            at, of_chunk = _place(chunk, axis, group, own)
+            merged = numbagn.Moments(*(field[at] for field in moments)).merge(of_chunk.moments(part[chunk]))
+            for field, values in zip(moments, merged, strict=True):
+                field[at] = values
+            done += share * part[chunk].size / part.size / 3
+            yield done
+        for chunk in reversed(cut):
+            at, of_chunk = _place(chunk, axis, group, own)
+            of_chunk.apply(part[chunk], into[chunk], numbagn.Moments(*(field[at] for field in moments)))
+            done += share * part[chunk].size / part.size * 2 / 3
+            yield done
+
+
+def _place(chunk: Box, axis: int, group: int, norm: Norm) -> tuple[tuple[slice, slice], Norm]:
+    """Where the moments of a chunk stand among those of all, and what is asked for there."""
+    channels = chunk[axis]
+    groups = slice(channels.start // group, -(-channels.stop // group))
+    return (chunk[0], groups), norm.of(chunk[0], channels, groups.stop - groups.start)
