@@ -8,7 +8,8 @@ group of a sample is walked in pieces of RUN elements, each with its share of m1
 from .backward_first import write_pieces_first
 from .compiled import device, inlined
 from .geometry import (
-    B_C, C, CHANNELS_FIRST, D, DY_N, G, N, PART, PAST, PIECES, PITCH, RES_N, RUN, SKIP_N, SUM, UNITS, WHOLE, WRITE, W_C, X_N,
+    B_C, C, CHANNELS_FIRST, D, DY_N, G, N, PART, PAST, PIECES, PITCH, RES_N, RUN, SKIP_N, SUM, UNITS, WHOLE, WRITE,
+    W_C, X_N,
 )  # fmt: skip
 from .memory import absent, accumulate, lanes, load, load_one, splat, store, store_one, streamed, values
 from .moments import CHUNK, coefficients, final_shift
