@@ -189,13 +189,18 @@ def problem(
     spatial = tuple(a for a in range(1, array.ndim) if a != axis)
     known = layout_of(array.shape, array.strides, array.itemsize, axis) if array.flags.aligned else None
     if known is None and array.size:
-        # in the same memory order if that helps (a crop, a step), else channels first
-        dense = np.copy(array, order="K")
-        known = layout_of(dense.shape, dense.strides, dense.itemsize, axis)
-        if known is None:
-            known = CHANNELS_FIRST, spatial
-            dense = empty_in(array.shape, array.dtype, axis, spatial, CHANNELS_FIRST)
-            np.copyto(dense, array)
+        # in the same memory order if that helps (a crop, a step), or but for the samples (Fortran order: ten times as
+        # fast as channels first), else channels first
+        inner = tuple(sorted(range(1, array.ndim), key=lambda a: -abs(array.strides[a])))
+        for dense in (
+            np.empty_like(array),
+            np.empty([array.shape[a] for a in (0, *inner)], array.dtype).transpose(np.argsort((0, *inner))),
+            empty_in(array.shape, array.dtype, axis, spatial, CHANNELS_FIRST),
+        ):
+            known = layout_of(dense.shape, dense.strides, dense.itemsize, axis)
+            if known is not None:
+                break
+        np.copyto(dense, array)
         array = dense
     layout, order = known or (CHANNELS_FIRST, spatial)
     positions = math.prod(array.shape[a] for a in spatial)
