@@ -39,7 +39,7 @@ def add_sample(one, i, count, pdy, px, ps, pr, w, b, dbias, dweight, m1, m2, act
     """Add what one sample's vector of channels from i on gives to each of the four sums."""
     idy, ix, i_skip, ir, h, h_skip, rstd_2, lack = one
     dz, d = upstream(
-        pdy, px, ps, pr, absent(px), idy + i, ix + i, i_skip + i, ir + i, 0, count, h, h_skip, rstd_2, w,
+        pdy, px, ps, pr, absent(px), idy + i, ix + i, i_skip + i, ir + i, ix, count, h, h_skip, rstd_2, w,
         fma(w, lack, b), act,
     )  # fmt: skip
     x_hat, g = d + lack, w * dz
