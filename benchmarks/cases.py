@@ -39,6 +39,7 @@ CASES = (
     Case("resnet-14", (32, 256, 14, 14), 32, "training batch, late layer, groups of 6 KiB"),
     Case("layer-768", (4096, 768), 1, "layer norm of a transformer: a group is a row"),
     Case("layer-1024", (32 * 512, 1024), 1, "layer norm of a larger one, 64 MiB"),
+    Case("layer-8192", (512, 8192), 1, "layer norm of a language model: rows larger than the first cache"),
 )
 
 CASE_NAMES = tuple(case.name for case in CASES)
@@ -71,7 +72,7 @@ VARIANTS = (
     Variant("float64-channels-last", dtype="float64", layout="NHWC", cases=FEW),
     Variant("silu", activation="silu"),
     Variant("relu", activation="relu"),
-    Variant("backward", direction="backward"),
+    Variant("backward", direction="backward", cases=(*REPRESENTATIVE, "layer-768", "layer-8192")),
     Variant("backward-channels-last", direction="backward", layout="NHWC"),
     Variant("backward-float16", direction="backward", dtype="float16", cases=FEW),
     Variant("backward-bfloat16", direction="backward", dtype="bfloat16", cases=FEW),

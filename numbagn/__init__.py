@@ -1,13 +1,16 @@
 """Group normalization for NumPy arrays, compiled by Numba."""
 
 from . import reference
-from .functional import group_norm, group_norm_backward, group_norm_forward
-from .layers import GroupNorm
+from ._warmup import warmup
+from .derivatives import group_norm_double_backward, group_norm_jvp
+from .functional import group_norm, group_norm_backward, group_norm_forward, instance_norm, layer_norm
+from .layers import GroupNorm, InstanceNorm, LayerNorm
 from .moments import Moments, group_moments, normalize
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "GroupNorm", "Moments", "group_moments", "group_norm", "group_norm_backward", "group_norm_forward", "normalize",
-    "reference",
+    "GroupNorm", "InstanceNorm", "LayerNorm", "Moments", "group_moments", "group_norm", "group_norm_backward",
+    "group_norm_double_backward", "group_norm_forward", "group_norm_jvp", "instance_norm", "layer_norm", "normalize",
+    "reference", "warmup",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: `python -m numbagn` checks the installation, `python -m numbagn normalize` works on array files."""
+"""The command line: `python -m numbagn` checks the installation, `normalize` works on files, `warmup` compiles."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ examples:
       versions, threads, accuracy by dtype and speed on this machine; exit code 0 if all is well, else 1
   python -m numbagn normalize features.npy normalized.npy --num-groups 32
       normalise an array file, larger than memory too
+  python -m numbagn warmup --dtypes float32 float16
+      compile now, so that no process has to wait for that later
   python -m numbagn normalize --help
       all options, with examples
 """
@@ -45,6 +47,22 @@ examples:
       with the layer's own weight and bias, then SiLU
 
 exit code: 0 written; 2 bad usage or input, one line on stderr says what; 130 Ctrl-C; 143 SIGTERM
+"""
+
+
+_WARMUP_DESCRIPTION = """\
+Compile kernels and keep them in the cache on disk (NUMBA_CACHE_DIR, else beside the package, else in the user's folder
+for caches), so that no later process has to: for the image of a container, or before a server starts. Each
+combination of the options below is made ready, for small arrays (one thread) and for large ones (several).
+The cache holds for one processor, one Python and one Numba.
+"""
+
+_WARMUP_EPILOG = """\
+examples:
+  python -m numbagn warmup
+      float32, forward, both memory layouts: four kernels, about ten seconds
+  python -m numbagn warmup --dtypes float16 --activations silu --layouts channels_last
+  python -m numbagn warmup --dtypes float32 float64 --ops forward backward
 """
 
 
@@ -111,6 +129,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     if options.command == "normalize":
         return _normalize(options)
+    if options.command == "warmup":
+        return _warm_up(options)
     from numbagn import _selfcheck
 
     return _selfcheck.run()
@@ -163,10 +183,67 @@ def _build_parser() -> _Parser:
         action="store_true",
         help="IN is one sample, (C, ...); A counts with the batch axis put in front, and OUT has IN's shape",
     )
+    _add_warmup(commands, formatter)
     bar = normalize.add_mutually_exclusive_group()
     bar.add_argument("--progress", action="store_true", help="draw the progress bar on stderr even if not a terminal")
     bar.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
+
+
+def _add_warmup(commands: Any, formatter: Any) -> None:
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile kernels before they are needed",
+        description=_WARMUP_DESCRIPTION,
+        epilog=_WARMUP_EPILOG,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    for name, default, text in (
+        ("dtypes", ["float32"], "float16, bfloat16, float32, float64"),
+        ("ops", ["forward"], "forward, backward"),
+        ("layouts", ["channels_first", "channels_last"], "channels_first, channels_last"),
+        ("activations", ["none"], "none, relu, silu, gelu, gelu_tanh"),
+    ):
+        warmup.add_argument(
+            f"--{name}",
+            nargs="+",
+            default=default,
+            metavar=name[0].upper(),
+            help=f"of {text} (default {' '.join(default)})",
+        )
+    warmup.add_argument("--skip", action="store_true", help="for calls with skip")
+    warmup.add_argument("--residual", action="store_true", help="for calls with residual")
+    warmup.add_argument("--quiet", action="store_true", help="no progress lines")
+
+
+def _warm_up(options: argparse.Namespace) -> int:
+    import time
+    import warnings
+
+    from numbagn import warmup
+
+    if os.environ.get("NUMBAGN_CACHE") == "0":
+        return _fail("NUMBAGN_CACHE is 0, so there is no cache to fill")
+
+    def show(done: int, total: int, text: str) -> None:
+        print(f"[{done}/{total}] {text}", file=sys.stderr, flush=True)
+
+    started = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        done = warmup(
+            options.dtypes,
+            options.ops,
+            layouts=options.layouts,
+            activations=[None if name == "none" else name for name in options.activations],
+            skip=options.skip,
+            residual=options.residual,
+            progress=None if options.quiet else show,
+        )
+    for warning in caught:  # that what was compiled could not be kept
+        return _fail(str(warning.message).removeprefix("numbagn: "), 1)
+    print(f"{len(done)} kernels ready in {time.perf_counter() - started:.1f} s")
+    return 0
 
 
 def _normalize(options: argparse.Namespace) -> int:

@@ -5,19 +5,35 @@ The first three steps of a call give the same for all arguments of the same kind
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
 
-from . import _schedule
 from ._arrays import flat, in_kind, view
 from ._dtypes import STORED
+from ._loading import kernels
+from ._operands import (
+    dims_of,
+    flat_of,
+    kind_of,
+    parameter_gradients,
+    runner,
+    scratch_of,
+    share_of,
+    shares,
+    statistics_of,
+    target_of,
+    values_of,
+)  # fmt: skip
+from ._padded import NOTHING, valid_positions
 from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
+from ._rows import ROWS, rows
 from ._threads import at_fork
-from .kernels.geometry import CHANNELS_LAST, FIELDS
+from ._valid import backward_valid, forward_valid
+from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION
 
 __all__ = ["backward", "forget_plans", "forward"]
 
@@ -34,7 +50,9 @@ class Plan(NamedTuple):
     array_like: Callable[[Array], Array]  # makes the result where none is given
     dims: Array
     eps: float
-    groups: tuple[int, int]  # N, G
+    N: int
+    statistics: tuple[int, ...]  # shapes: of mean and rstd, and of a parameter that all samples share
+    shared: tuple[int, ...]
     storage: np.dtype[Any]  # of x
     y_storage: np.dtype[Any]  # of y and dx
     plain: bool  # x and the result lie in memory in the order of their axes
@@ -52,7 +70,7 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 def forget_plans() -> None:
     """Forget all plans, for those who change a threshold."""
     _plans.clear()
-    _shares.cache_clear()
+    shares.cache_clear()
 
 
 at_fork(after_in_child=forget_plans)  # there the number of threads may be another
@@ -60,13 +78,13 @@ at_fork(after_in_child=forget_plans)  # there the number of threads may be anoth
 
 def forward(
     x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, activation: Any, skip: Any,
-    residual: Any, out: Any, with_statistics: bool,
+    residual: Any, lengths: Any, mask: Any, out: Any, with_statistics: bool,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """(y, mean, rstd) of `numbagn.group_norm_forward`; mean and rstd are None unless asked for."""
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(forward, locals())
     key = None
-    if skip is None and residual is None and type(eps) is float:
+    if skip is None and residual is None and lengths is None and mask is None and type(eps) is float:
         key = _key(eps, x, num_groups, weight, bias, channel_axis, activation, out)
         plan = _plans.get(key) if key is not None else None
         if plan is not None:
@@ -76,48 +94,55 @@ def forward(
                 plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
                 y.reshape(-1) if plan.plain else flat(y, plan.y_storage),
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), work,
+                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
-            return (y, *_statistics(work, plan.groups)) if with_statistics else (y, None, None)
+            return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
 
-    p = problem(x, num_groups, eps, channel_axis, activation)
+    p = (rows if channel_axis is ROWS else problem)(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
+    valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
     y = array_like(x, p.result) if out is None else output(out, p)
     if p.size == 0:
-        return (y if out is None else out), np.zeros((p.N, p.G)), np.zeros((p.N, p.G))
-    target, w, b = _target(y, p, w, b, (p.x, s, r))
+        return (y if out is None else out), np.zeros(p.statistics_shape), np.zeros(p.statistics_shape)
+    target, w, b = target_of(y, p, w, b, (p.x, s, r))
+    if valid is not None:
+        mean, rstd = forward_valid(p, valid, w, b, s, r, target, forward)
+        if target is not y:
+            np.copyto(y, target)
+        return (y if out is None else out), mean, rstd
 
-    share = _share("forward", p, X=p.x, SKIP=s, RES=r, Y=target)
-    dims = _dims(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
+    kernel_of = kernels("forward").forward_kernel
+    share = share_of("forward", p, p.layout, X=p.x, SKIP=s, RES=r, Y=target)
+    dims = dims_of(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
     groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
     work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
     kernel_arguments = (
-        dims, p.eps, _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _values(w, p, 1.0), _values(b, p, 0.0),
-        work, _scratch(p, share),
+        dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), values_of(w, p, 1.0),
+        values_of(b, p, 0.0), NOTHING, work, scratch_of(p, share),
     )  # fmt: skip
-    from .kernels.forward import forward_kernel
-
-    kinds = (p.layout, STORED.index(p.dtype.name), _kind(s), _kind(r), p.activation, share["PARALLEL"])
-    kernel = forward_kernel(kernel_arguments, *kinds)
+    kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), 0, p.activation, share["PARALLEL"])
+    kernel = runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
     kernel(*kernel_arguments)
+    mean, rstd = (p.in_shape(values) for values in work[: 2 * p.N * p.G].reshape(2, -1))
     if target is not y:
         np.copyto(y, target)
-    elif key is not None and p.x is x:
+    elif key is not None and p.x is x and mean.flags.c_contiguous:
         _remember(key, _plan(kernel, p, share, dims, work.size, y, weight, bias))
-    return (y if out is None else out, *_statistics(work, (p.N, p.G)))
+    return (y if out is None else out), mean.copy(), rstd.copy()
 
 
 def backward(
     dy: Any, x: Any, mean: Any, rstd: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any,
-    skip: Any, residual: Any, out: Any,
+    skip: Any, residual: Any, lengths: Any, mask: Any, out: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(backward, locals())
     key = None
-    if skip is None and residual is None and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
+    plain = skip is None and residual is None and lengths is None and mask is None
+    if plain and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
         kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype
         key = _key(kind, x, num_groups, weight, bias, channel_axis, activation, out, dy, mean, rstd)
         if key is not None and (dy.shape, dy.strides, dy.dtype, dy.flags.aligned) != (*key[1:4], True):
@@ -132,14 +157,14 @@ def backward(
                 dx.reshape(-1) if plan.plain else flat(dx, plan.y_storage), None,
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
-                mean.reshape(-1), rstd.reshape(-1), work, gradients,
+                NOTHING, mean.reshape(-1), rstd.reshape(-1), work, gradients,
                 np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
             )  # fmt: skip
             if plan.direct:
                 return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
-            return dx, *_parameter_gradients(work, gradients, plan.groups[0], weight, bias)
+            return dx, *parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
 
-    p = problem(x, num_groups, 0.0, channel_axis, activation)
+    p = (rows if channel_axis is ROWS else problem)(x, num_groups, 0.0, channel_axis, activation)
     weight, bias, residual = (  # whose shapes and dtypes their gradients have
         None if value is None else view(name, value)
         for name, value in (("weight", weight), ("bias", bias), ("residual", residual))
@@ -150,31 +175,42 @@ def backward(
     if g is None:
         raise TypeError("dy must be a numpy.ndarray, got None")
     m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
+    valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
     dx = array_like(x, p.result) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
-    work, gradients = np.zeros(2 * p.N * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
+    work, gradients = np.zeros(2 * (p.N + 1) * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
     if p.size:
-        target, w, b = _target(dx, p, w, b, (p.x, g, s, r), m, rs)
+        target, w, b = target_of(dx, p, w, b, (p.x, g, s, r), m, rs)
         arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
-        share = _share("backward", p, **arrays)
-        dims = _dims(p, share, w, b, **arrays)
-        work = np.empty(2 * share["PARTS"] * p.N * p.C + 3 * p.N * p.G + 2 * p.C)
+    if p.size and valid is not None:
+        work, gradients = backward_valid(p, valid, w, b, m, rs, arrays, backward)
+        if target is not dx:
+            np.copyto(dx, target)
+    elif p.size:
+        kernel_of = kernels("backward").backward_kernel
+        layout = p.layout
+        if layout == CHANNELS_FIRST and p.S == 1 and all(v is None or v.ndim == 1 for v in (w, b)):
+            layout = SINGLE_POSITION
+        share = share_of("backward", p, layout, **arrays)
+        dims = dims_of(p, share, w, b, **arrays)
+        work = np.empty(share["WORK"])
         kernel_arguments = (
-            dims, _flat(g, p), _flat(p.x, p), _flat(s, p), _flat(r, p), _flat(target, p), _flat(dr, p),
-            _values(w, p, 1.0), _values(b, p, 0.0), m.reshape(-1), rs.reshape(-1), work, gradients, _scratch(p, share),
+            dims, flat_of(g, p), flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), flat_of(dr, p),
+            values_of(w, p, 1.0), values_of(b, p, 0.0), NOTHING, m.reshape(-1), rs.reshape(-1), work, gradients,
+            scratch_of(p, share),
         )  # fmt: skip
-        from .kernels.backward import backward_kernel
-
         kinds = (
-            p.layout, STORED.index(p.dtype.name), _kind(g), _kind(s), _kind(r), p.activation, share["PARALLEL"],
+            layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation,
+            share["PARALLEL"],
         )  # fmt: skip
-        kernel = backward_kernel(kernel_arguments, *kinds)
+        kernel = runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)
         elif key is not None and all(a is b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
             _remember(key, _plan(kernel, p, share, dims, work.size, dx, weight, bias))
-    results = (dx if out is None else out, *_parameter_gradients(work, gradients, p.N, weight, bias))
+    shared = p.parameter_shapes[0]
+    results = (dx if out is None else out, *parameter_gradients(work, gradients, p.N, shared, weight, bias))
     if dr is None:
         return results
     with np.errstate(all="ignore"):
@@ -197,8 +233,12 @@ def _key(
 
     Types are checked where values of another type would be equal (4.0, True).
     """
-    if type(x) is not ndarray or type(num_groups) is not int or type(channel_axis) is not int or not x.flags.aligned:
+    if type(x) is not ndarray or not x.flags.aligned:
         return None
+    if type(num_groups) is not int or type(channel_axis) is not int:
+        sizes = num_groups if type(num_groups) is tuple else (num_groups,)
+        if channel_axis is not ROWS or any(type(n) is not int for n in sizes):
+            return None
     if activation is not None and type(activation) is not str:
         return None
     w_shape = w_dtype = b_shape = b_dtype = target = None
@@ -240,13 +280,13 @@ def _plan(
     kernel: Callable[..., None], p: Problem, share: dict[str, int], dims: Array, work: int, y: Array,
     *parameters: Array | None,
 ) -> Plan:  # fmt: skip
-    given = [v for v in parameters if v is not None]
+    given, shared = [v for v in parameters if v is not None], p.parameter_shapes[0]
     return Plan(
-        kernel, _maker(p), dims, p.eps, (p.N, p.G), p.dtype.storage,
+        kernel, _maker(p), dims, p.eps, p.N, p.statistics_shape, shared, p.dtype.storage,
         p.dtype.storage if p.result == p.x.dtype else p.result,
         bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
-        all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
-        _values(None, p, 1.0), _values(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
+        len(shared) == 1 and all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
+        values_of(None, p, 1.0), values_of(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
     )  # fmt: skip
 
 
@@ -260,119 +300,3 @@ def _remember(key: tuple[Any, ...], plan: Plan) -> None:
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
     _plans[key] = plan
-
-
-def _statistics(work: Array, groups: tuple[int, int]) -> tuple[Array, Array]:
-    """Mean and rstd, which the kernel leaves at the beginning of its work, as arrays of their own."""
-    count = groups[0] * groups[1]
-    return work[:count].reshape(groups).copy(), work[count : 2 * count].reshape(groups).copy()
-
-
-# ----------------------------------------------------------------------------------------------- from arrays to kernels
-
-
-def _share(direction: str, p: Problem, **arrays: Array | None) -> dict[str, int]:
-    """How the work on these arrays is shared out."""
-    dense = all(array is None or p.gapless(array) for array in arrays.values())
-    return _shares(direction, p.layout, p.N, p.C, p.G, p.S, p.result.itemsize, dense)
-
-
-@lru_cache(maxsize=4096)
-def _shares(direction: str, *sizes: int) -> dict[str, int]:
-    share: dict[str, int] = getattr(_schedule, direction)(*sizes)
-    return share
-
-
-def _target(
-    y: Array,
-    p: Problem,
-    w: Array | None,
-    b: Array | None,
-    operands: tuple[Array | None, ...],
-    *others: Array,
-) -> tuple[np.ndarray, Array | None, Array | None]:
-    """What the kernel may write: y, or a new array in x's layout where y is laid out otherwise or in anything's way.
-
-    An operand that is y itself is no hindrance, since each element is read before it is written.
-    """
-
-    def in_the_way(operand: Array | None) -> bool:
-        if operand is None or not np.may_share_memory(y, operand):
-            return False
-        return p.steps(operand) != p.steps(y) or _start(operand) != _start(y) or operand.dtype != y.dtype
-
-    if p.steps(y) is None or not y.flags.aligned or p.overlaps_itself(y):
-        return p.empty(p.result), w, b
-    if any(map(in_the_way, operands)) or any(np.may_share_memory(y, other) for other in others):
-        return p.empty(p.result), w, b
-    # parameters are small: they step out of the way
-    w, b = (v.copy() if v is not None and np.may_share_memory(y, v) else v for v in (w, b))
-    return y, w, b
-
-
-def _start(array: Array) -> int:
-    start: int = array.__array_interface__["data"][0]
-    return start
-
-
-def _kind(array: Array | None) -> int:
-    """The number kernels know the array's dtype by; -1: no array."""
-    return -1 if array is None else STORED.index(array.dtype.name)
-
-
-def _flat(array: Array | None, p: Problem) -> Array | None:
-    if array is None:
-        return None
-    return flat(array, p.dtype.storage if array.dtype == p.x.dtype else array.dtype)
-
-
-def _values(array: Array | None, p: Problem, default: float) -> Array:
-    """A parameter's values, or the one value that stands for it where it is None."""
-    if array is None:
-        return np.array([default], p.dtype.accumulator)
-    return flat(array, p.dtype.accumulator)
-
-
-def _scratch(p: Problem, share: dict[str, int]) -> Array:
-    """Tables for each task; at least one value, as there must be an array."""
-    return np.empty(max(1, share["SLOTS"] * share["SLOT"]), p.dtype.accumulator)
-
-
-def _dims(
-    p: Problem,
-    share: dict[str, int],
-    w: Array | None,
-    b: Array | None,
-    **arrays: Array | None,
-) -> Array:
-    """The kernels' integers, in the order of `kernels.geometry.FIELDS`."""
-    values = share | {"N": p.N, "C": p.C, "G": p.G, "D": p.C // p.G, "S": p.S}
-    for name, array in arrays.items():
-        steps = (0, 0) if array is None else p.steps(array)
-        assert steps is not None
-        values[f"{name}_N"], values[f"{name}_R"] = steps
-    for name, array in (("W", w), ("B", b)):
-        values[f"{name}_N"] = p.C if array is not None and array.ndim == 2 else 0
-        values[f"{name}_C"] = int(array is not None)
-    target = arrays.pop("Y")
-    if any(array is not None and np.may_share_memory(array, target) for array in arrays.values()):
-        values["PAST"] = 0  # in place: its lines are in the cache already
-    return np.array([values.get(field, 0) for field in FIELDS], np.int64)
-
-
-def _parameter_gradients(work: Array, gradients: Array, N: int, weight: Any, bias: Any) -> list[Array]:
-    """dweight and dbias in the parameters' shapes and dtypes.
-
-    The kernel leaves the sums (N, C) of dz and of dz * x_hat at the beginning of its work, and what they are over all
-    samples, in the accumulator's dtype, in `gradients`.
-    """
-    C = gradients.size // 2
-    results = []
-    for row, given in ((1, weight), (0, bias)):
-        total = gradients[row * C : (row + 1) * C]
-        if given is not None and (given.ndim == 2 or given.dtype != total.dtype):
-            sums = work[row * N * C : (row + 1) * N * C].reshape(N, C)
-            with np.errstate(all="ignore"):
-                total = (sums if given.ndim == 2 else sums.sum(axis=0)).astype(given.dtype.newbyteorder("="))
-        results.append(total)
-    return results

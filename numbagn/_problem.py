@@ -13,7 +13,7 @@ import numpy as np
 
 from ._arrays import as_array, float_row, real_row
 from ._dtypes import Dtype
-from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, FEW_CHANNELS
+from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, FEW_CHANNELS, FEW_POSITIONS
 
 __all__ = ["Problem", "operand", "output", "parameter", "problem", "statistics"]
 
@@ -46,6 +46,24 @@ class Problem(NamedTuple):
         """The dtype of y and dx."""
         return self.x.dtype if self.dtype.result == self.x.dtype.name else np.dtype(self.dtype.result)
 
+    @property
+    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes a weight or bias may have; the first is that of the gradient of one that is not given."""
+        return (self.C,), (self.N, self.C)
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """The shape of mean and rstd."""
+        return self.N, self.G
+
+    def in_order(self, statistic: np.ndarray) -> np.ndarray:
+        """A mean or rstd with its axes in the order the kernels walk them."""
+        return statistic
+
+    def in_shape(self, values: np.ndarray) -> np.ndarray:
+        """A mean or rstd as the kernels leave it, in its own shape."""
+        return values.reshape(self.statistics_shape)
+
     def steps(self, array: np.ndarray) -> tuple[int, int] | None:
         """Elements from sample to sample and from row to row of `array`; None where its memory is not laid out so."""
         return steps_in(array.shape, array.strides, array.itemsize, self.channel_axis, self.order, self.layout)
@@ -53,16 +71,22 @@ class Problem(NamedTuple):
     def gapless(self, array: np.ndarray) -> bool:
         """Whether the positions of a sample of `array`, laid out as x, follow each other without gaps."""
         steps = self.steps(array)
-        return steps is not None and (self.layout == CHANNELS_FIRST or self.S == 1 or steps[1] == self.C)
+        inner, rows = self.rows
+        return steps is not None and (rows == 1 or steps[1] == inner)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Elements of a row, and how many of them a sample has."""
+        return (self.S, self.C) if self.layout == CHANNELS_FIRST else (self.C, self.S)
 
     def overlaps_itself(self, array: np.ndarray) -> bool:
         """Whether samples of `array`, laid out as x, may share memory with one another, as in a sliding window."""
         steps = self.steps(array)
         if steps is None or self.N < 2:
             return False
-        between, row = abs(steps[0]), steps[1]
-        apart = between >= (self.C * self.S if self.layout == CHANNELS_FIRST else (self.S - 1) * row + self.C)
-        interleaved = self.layout == CHANNELS_LAST and between >= self.C and row >= self.N * between
+        (between, row), (inner, rows) = (abs(steps[0]), steps[1]), self.rows
+        apart = between >= (rows - 1) * row + inner
+        interleaved = between >= inner and row >= self.N * between
         return not (apart or interleaved)
 
     def like_x(self, array: np.ndarray) -> np.ndarray:
@@ -89,6 +113,20 @@ def empty_in(
     return np.empty([shape[a] for a in axes], dtype).transpose(np.argsort(axes))
 
 
+def merged(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int] | None:
+    """(length, stride) of the one axis that `axes`, outermost first, are together; None where they are not one."""
+    length, stride = 1, 0
+    for axis in reversed(axes):
+        if shape[axis] == 1:
+            continue
+        if length == 1:
+            stride = strides[axis]
+        elif strides[axis] != stride * length:
+            return None
+        length *= shape[axis]
+    return length, stride
+
+
 @lru_cache(maxsize=4096)
 def steps_in(
     shape: tuple[int, ...],
@@ -98,28 +136,24 @@ def steps_in(
     order: tuple[int, ...],
     layout: int,
 ) -> tuple[int, int] | None:
-    """(sample step, row step) in elements, if the strides (bytes) are those of the layout; row step 0 where unused.
+    """(sample step, row step) in elements, if the strides (bytes) are those of the layout.
 
-    Channels first: positions next to each other, channels one after the other. Channels last: channels next to each
-    other, positions C apart, or more where channels are FEW_CHANNELS or more. Samples lie anywhere.
+    Channels first: positions next to each other, channels S apart, or more where positions are FEW_POSITIONS or more.
+    Channels last: channels next to each other, positions C apart, or more where channels are FEW_CHANNELS or more.
+    Samples lie anywhere.
     """
     if any(stride % itemsize for stride in strides):
         return None
     channels, channel_step = shape[channel_axis], strides[channel_axis] // itemsize
-    positions, position_step = 1, 0
-    for axis in reversed(order):
-        if shape[axis] == 1:
-            continue
-        step = strides[axis] // itemsize
-        if positions == 1:
-            position_step = step
-        elif step != position_step * positions:
-            return None
-        positions *= shape[axis]
+    as_one = merged(shape, strides, order)
+    if as_one is None:
+        return None
+    positions, position_step = as_one[0], as_one[1] // itemsize
     sample_step = strides[0] // itemsize if shape[0] > 1 else 0
     if layout == CHANNELS_FIRST:
-        fits = (positions == 1 or position_step == 1) and (channels == 1 or channel_step == positions)
-        return (sample_step, 0) if fits else None
+        gaps = channel_step >= positions >= FEW_POSITIONS
+        fits = (positions == 1 or position_step == 1) and (channels == 1 or channel_step == positions or gaps)
+        return (sample_step, channel_step if channels > 1 else positions) if fits else None
     gaps = position_step >= channels >= FEW_CHANNELS
     fits = (channels == 1 or channel_step == 1) and (positions == 1 or position_step == channels or gaps)
     return (sample_step, position_step) if fits else None
@@ -238,15 +272,16 @@ def activation_code(activation: Any) -> int:
 
 
 def parameter(name: str, value: Any, p: Problem) -> np.ndarray | None:
-    """A weight or bias of shape (C,) or (N, C), dense and in the accumulator's dtype."""
+    """A weight or bias, dense and in the accumulator's dtype."""
     if value is None:
         return None
     array = as_array(name, value)
     float_row(name, array)
-    if array.shape != (p.C,) and array.shape != (p.N, p.C):
-        raise ValueError(f"{name} must have shape ({p.C},) or ({p.N}, {p.C}), got {array.shape}")
+    if array.shape not in p.parameter_shapes:
+        raise ValueError(f"{name} must have shape {' or '.join(map(str, p.parameter_shapes))}, got {array.shape}")
     with np.errstate(all="ignore"):
-        return np.require(array, p.dtype.accumulator, ("C", "A"))
+        dense = np.require(array, p.dtype.accumulator, ("C", "A"))
+    return dense.reshape(-1) if array.shape == p.parameter_shapes[0] else dense
 
 
 def operand(name: str, value: Any, p: Problem) -> np.ndarray | None:
@@ -264,12 +299,12 @@ def operand(name: str, value: Any, p: Problem) -> np.ndarray | None:
 
 
 def statistics(name: str, value: Any, p: Problem) -> np.ndarray:
-    """mean or rstd as float64 (N, G)."""
+    """mean or rstd as float64."""
     array = as_array(name, value)
     float_row(name, array)
-    if array.shape != (p.N, p.G):
-        raise ValueError(f"{name} must have shape ({p.N}, {p.G}), got {array.shape}")
-    return np.require(array, np.float64, ("C", "A", "W"))  # writable: the one type kernels are compiled for
+    if array.shape != p.statistics_shape:
+        raise ValueError(f"{name} must have shape {p.statistics_shape}, got {array.shape}")
+    return np.require(p.in_order(array), np.float64, ("C", "A", "W"))  # writable: the one type kernels are compiled for
 
 
 def output(value: Any, p: Problem, name: str = "x") -> np.ndarray:

@@ -3,18 +3,30 @@
 Under `workqueue` the process is aborted when a second thread enters a parallel kernel, ours or anybody's, while one
 runs. Under GNU OpenMP a child forked after its parent's pool had started is killed when it enters one; under TBB one
 forked from another than the main thread is not sure to work. In all these places the serial kernels run, which give the
-same bits. OpenMP's threads also wait for each other spinning: where a container may use less processor time than it
-sees cores, that was measured to cost twenty times the call.
+same bits. OpenMP's threads also wait for each other spinning, until the system takes their core away: where a container
+may use less processor time than it sees cores, that was measured to cost twenty times the call, and where other
+programs keep a core busy, a call of 14 us took 8 ms every so often and 0.5 ms on average.
 """
 
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
-__all__ = ["at_fork", "limit"]
+__all__ = ["at_fork", "limit", "patient"]
+
+# A call of several threads has stalled if it takes longer than this, and than its bytes at a rate that the slowest
+# kernels exceed on one thread. So many stalls in so many seconds are no accident, such as the first call after a rest,
+# whose threads the system may wake on one core.
+STALL_SECONDS, SLOWEST_RATE = 2e-3, 5e8
+STALLS, STALLS_SECONDS = 3, 1.0
+# After them calls use one thread, for so many times as long as the last stall: a twentieth of the time is lost at most.
+RESPITE = 20
 
 _serial = False  # in this process, as it was forked
 _forks_from_main = True
@@ -45,6 +57,42 @@ def limit() -> int:
     if layer == "workqueue" or (layer == "omp" and _allowance() < visible):
         return 1
     return visible
+
+
+_stalls: deque[float] = deque(maxlen=STALLS)
+_alone_until = 0.0
+
+
+def patient(kernel: Callable[..., None], nbytes: int) -> Callable[..., None]:
+    """A kernel of several threads over so many bytes that uses one for a while where others keep the cores busy.
+
+    Only under OpenMP: the threads of the other layers do not wait for each other spinning.
+    """
+    import numba
+
+    if numba.threading_layer() != "omp":
+        return kernel
+    allowed = STALL_SECONDS + nbytes / SLOWEST_RATE
+
+    def run(*arguments: Any) -> None:
+        global _alone_until
+        started = perf_counter()
+        if started < _alone_until:
+            threads = numba.get_num_threads()  # of this Python thread: nobody else sees the change
+            numba.set_num_threads(1)
+            try:
+                kernel(*arguments)
+            finally:
+                numba.set_num_threads(threads)
+            return
+        kernel(*arguments)
+        spent = perf_counter() - started
+        if spent > allowed:
+            _stalls.append(started)
+            if len(_stalls) == STALLS and started - _stalls[0] < STALLS_SECONDS:
+                _alone_until = started + spent * (1 + RESPITE)
+
+    return run
 
 
 def _allowance() -> float:

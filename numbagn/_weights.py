@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# The spellings in use: PyTorch and ONNX Runtime; Flax and ONNX; Keras and the papers.
+# The spellings in use: PyTorch, MLX and ONNX Runtime; Flax and ONNX; Keras and the papers.
 SPELLINGS = (("weight", "bias"), ("scale", "bias"), ("gamma", "beta"))
 _LEAVES = tuple(dict.fromkeys(leaf for pair in SPELLINGS for leaf in pair))
 _ALLOWED = "weight/bias, scale/bias or gamma/beta"
@@ -71,7 +71,7 @@ def find_parameters(mapping: Mapping[str, Any], prefix: str = "") -> tuple[Any, 
     Parameters
     ----------
     mapping : mapping of str to array
-        For example a state dict. Names outside the layer are passed over.
+        For example a state dict; `entries` says what it may look like. Names outside the layer are passed over.
     prefix : str, optional
         What stands before the parameters' names, separator included: ``"down.0.norm1."``.
 
@@ -86,14 +86,60 @@ def find_parameters(mapping: Mapping[str, Any], prefix: str = "") -> tuple[Any, 
         No known name stands under `prefix`, or the names belong to more than one spelling, so that it is not clear
         which to take.
     """
-    present = [leaf for leaf in _LEAVES if prefix + leaf in mapping]
+    given = entries(mapping, prefix)
+    present = [leaf for leaf in _LEAVES if leaf in given]
     if not present:
-        raise ValueError(_not_found(mapping, prefix))
+        raise ValueError(_not_found(entries(mapping), prefix))
     for weight, bias in SPELLINGS:
         if set(present) <= {weight, bias}:
-            return mapping.get(prefix + weight), mapping.get(prefix + bias)
+            return given.get(weight), given.get(bias)
     names = ", ".join(prefix + leaf for leaf in present)
     raise ValueError(f"ambiguous parameter names: found {names}; allowed: one of {_ALLOWED}, not a mixture")
+
+
+def entries(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """
+    Give what stands under a prefix, by the rest of its name.
+
+    Parameters
+    ----------
+    mapping : mapping of str to array
+        Mappings in it, as Flax nests them, are read as names joined by "/"; TensorFlow's ":0" at the end of a name is
+        passed over.
+    prefix : str, optional
+        What stands before the names, separator included. Values elsewhere are not even looked at: an archive reads them
+        from its file.
+
+    Returns
+    -------
+    dict of str to array
+
+    Raises
+    ------
+    ValueError
+        Two entries come out with the same name.
+    """
+    found: dict[str, Any] = {}
+    for name, value in _walk(mapping, prefix):
+        plain = name.removesuffix(":0")
+        if plain in found:
+            raise ValueError(f"ambiguous parameter names: {prefix}{plain} stands there twice")
+        found[plain] = value
+    return found
+
+
+def _walk(mapping: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key in mapping:
+        name = str(key)
+        inside = name.startswith(prefix)
+        if inside or prefix.startswith(f"{name}/"):
+            value = mapping[key]
+            if isinstance(value, Mapping):
+                head = f"{name.removeprefix(prefix)}/" if inside else ""
+                below = "" if inside else prefix.removeprefix(f"{name}/")
+                yield from ((head + rest, leaf) for rest, leaf in _walk(value, below))
+            elif inside:
+                yield name.removeprefix(prefix), value
 
 
 def _load_npz(path: Path, prefix: str) -> dict[str, Any]:
@@ -146,6 +192,7 @@ def _not_found(names: Iterable[str], prefix: str) -> str:
 
 def _heads(name: str) -> list[str]:
     """Give what stands before a known parameter name, where a separator ends it: "a.norm." of "a.norm.weight"."""
+    name = name.removesuffix(":0")
     heads = (name.removesuffix(leaf) for leaf in _LEAVES if name.endswith(leaf))
     return [head for head in heads if not head or not head[-1].isalnum()]
 

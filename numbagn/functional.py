@@ -3,8 +3,9 @@
 from typing import Any
 
 from ._calls import backward, forward
+from ._rows import ROWS
 
-__all__ = ["group_norm", "group_norm_backward", "group_norm_forward"]
+__all__ = ["group_norm", "group_norm_backward", "group_norm_forward", "instance_norm", "layer_norm"]
 
 
 def group_norm(
@@ -18,6 +19,8 @@ def group_norm(
     activation: str | None = None,
     skip: Any = None,
     residual: Any = None,
+    lengths: Any = None,
+    mask: Any = None,
     out: Any = None,
 ) -> Any:
     """Normalize each group of channels of each sample.
@@ -44,6 +47,11 @@ def group_norm(
         Added to x before the statistics are taken. Of x's shape, of any of the float dtypes.
     residual : ndarray, optional
         Added after weight and bias, before the activation. Of x's shape, of any of the float dtypes.
+    lengths : (N,) array or list of int, optional
+        How many positions of each sample are valid, counted along the first spatial axis: a padded batch of sequences.
+        The statistics are over the valid ones; y is 0 at the others, which may hold anything, NaN too.
+    mask : ndarray of bool, optional
+        Which positions are valid: of shape (N, 1, ...), 1 being at the channel axis, or one that broadcasts to it.
     out : ndarray, optional
         Where to write the result: of y's shape and dtype. It may be x itself; where it overlaps an argument in any
         other way the result is as if it did not.
@@ -93,7 +101,9 @@ def group_norm(
     array([-1.528, -1.091, -0.655, -0.218], dtype=float32)
     """
     y: Any
-    y, _, _ = forward(x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, out, False)
+    y, _, _ = forward(
+        x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out, False
+    )
     return y
 
 
@@ -108,13 +118,15 @@ def group_norm_forward(
     activation: str | None = None,
     skip: Any = None,
     residual: Any = None,
+    lengths: Any = None,
+    mask: Any = None,
     out: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Normalize, and give the statistics too: what training needs.
 
     Parameters
     ----------
-    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, out
+    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
         As for `group_norm`.
 
     Returns
@@ -130,7 +142,7 @@ def group_norm_forward(
     TypeError, ValueError
         As `group_norm`.
     """
-    return forward(x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, out, True)
+    return forward(x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out, True)
 
 
 def group_norm_backward(
@@ -146,6 +158,8 @@ def group_norm_backward(
     activation: str | None = None,
     skip: Any = None,
     residual: Any = None,
+    lengths: Any = None,
+    mask: Any = None,
     out: Any = None,
 ) -> tuple[Any, ...]:
     """Gradients of a loss with respect to x, weight, bias and residual, from its gradient with respect to y.
@@ -154,7 +168,7 @@ def group_norm_backward(
     ----------
     dy : ndarray
         The gradient with respect to y: of x's shape, of any of the float dtypes.
-    x, num_groups, weight, bias, channel_axis, activation, skip, residual
+    x, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask
         What the forward pass was given. `bias` and `residual` matter only with an activation.
     mean, rstd : (N, G) ndarray
         The statistics, as from `group_norm_forward`; those of other libraries (float32) are taken as they are.
@@ -183,4 +197,133 @@ def group_norm_backward(
     positions (and samples). The bits of dx, of dresidual and of (N, C) gradients do not depend on the batch, none
     depend on the threads.
     """
-    return backward(dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, out)
+    return backward(
+        dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out
+    )
+
+
+def instance_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    activation: str | None = None,
+    skip: Any = None,
+    residual: Any = None,
+    lengths: Any = None,
+    mask: Any = None,
+    out: Any = None,
+) -> Any:
+    """Normalize each channel of each sample over its positions: `group_norm` with as many groups as channels.
+
+    Parameters
+    ----------
+    x, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
+        As for `group_norm`.
+
+    Returns
+    -------
+    ndarray
+        y, of x's shape, dtype and memory order; `out` if that is given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `group_norm`.
+
+    See Also
+    --------
+    InstanceNorm : holds the parameters.
+
+    Notes
+    -----
+    Ulyanov, D., Vedaldi, A. and Lempitsky, V. (2016). Instance Normalization. https://arxiv.org/abs/1607.08022
+
+    The backward pass is `group_norm_backward` with as many groups as channels.
+
+    Examples
+    --------
+    >>> import numpy as np, numbagn
+    >>> x = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    >>> numbagn.instance_norm(x)[0, 0].round(3)
+    array([-1.342, -0.447,  0.447,  1.342], dtype=float32)
+    """
+    try:
+        channels = x.shape[channel_axis]
+    except (AttributeError, IndexError, TypeError):
+        channels = 1  # the call tells what is wrong
+    y: Any
+    y, _, _ = forward(
+        x, channels or 1, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out, False
+    )
+    return y
+
+
+def layer_norm(
+    x: Any,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    skip: Any = None,
+    residual: Any = None,
+    out: Any = None,
+) -> Any:
+    """Normalize each row of x, its last dimensions taken together.
+
+    Parameters
+    ----------
+    x : (..., *normalized_shape) ndarray of float16, bfloat16, float32 or float64
+        The rows; any number of leading dimensions, none too. Memory is not copied while each row is dense and rows are
+        evenly spaced, in whatever order of the leading dimensions: slices of rows and time-first arrays seen
+        batch-first are.
+    normalized_shape : int or tuple of int
+        x's last dimensions, over which the statistics are taken; an int stands for one dimension.
+    weight, bias : ndarray of shape normalized_shape, optional
+        Scale and shift of each element of a row; each alone if wanted. Of any of x's dtypes; applied in float32, for
+        float64 x in float64.
+    eps : float, optional
+        Added to the variance; finite, not negative.
+    activation, skip, residual, out
+        As for `group_norm`.
+
+    Returns
+    -------
+    ndarray
+        y, of x's shape, dtype and memory order; `out` if that is given.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a kind or dtype that is not taken.
+    ValueError
+        If a shape or another value does not fit. Nothing is written then.
+
+    See Also
+    --------
+    LayerNorm : holds the parameters, and has the backward pass.
+    group_norm : with one group, normalizes whole samples, with a weight for each channel.
+
+    Notes
+    -----
+    ``y = activation((x + skip - mean) * rstd * weight + bias + residual)`` with ``rstd = 1 / sqrt(var +
+    eps)``, mean and (biased) variance over each row [1]_; accuracy and bits as for `group_norm`.
+
+    References
+    ----------
+    .. [1] Ba, J. L., Kiros, J. R. and Hinton, G. E. (2016). Layer Normalization. https://arxiv.org/abs/1607.06450
+
+    Examples
+    --------
+    >>> import numpy as np, numbagn
+    >>> x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    >>> numbagn.layer_norm(x, 4)[2].round(3)
+    array([-1.342, -0.447,  0.447,  1.342], dtype=float32)
+    """
+    y: Any
+    y, _, _ = forward(x, normalized_shape, weight, bias, eps, ROWS, activation, skip, residual, None, None, out, False)
+    return y

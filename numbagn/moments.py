@@ -9,13 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._arrays import as_array, in_kind
-from ._calls import _dims, _flat, _scratch, _share, _target, _values
 from ._dtypes import STORED
+from ._loading import kernels
+from ._operands import dense, dims_of, flat_of, runner, scratch_of, share_of, statistics_of, target_of, values_of
+from ._padded import NOTHING, Valid, tables, valid_positions
 from ._problem import Problem, epsilon, output, parameter, problem, shown
 from ._recycling import array_like
-from .kernels.geometry import SETTLE, SUM, WRITE
+from ._valid import part_of
+from .kernels.geometry import FIELDS, SETTLE, SUM, WRITE
 
 __all__ = ["Moments", "group_moments", "normalize"]
+
+# What the forward kernel is told in order to stop before it writes.
+STATISTICS_ONLY = {"FIRST": SUM, "LAST": SETTLE + 1, "KEEP_M2": 1}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -128,7 +134,9 @@ class Moments(NamedTuple):
         return rstd
 
 
-def group_moments(chunk: Any, num_groups: int, *, channel_axis: int = 1) -> Moments:
+def group_moments(
+    chunk: Any, num_groups: int, *, channel_axis: int = 1, lengths: Any = None, mask: Any = None
+) -> Moments:
     """Count, mean and sum of squared deviations of each group of a part of the samples.
 
     Parameters
@@ -140,6 +148,8 @@ def group_moments(chunk: Any, num_groups: int, *, channel_axis: int = 1) -> Mome
         The number of groups G in the chunk, a divisor of C.
     channel_axis : int, optional
         The axis of the channels, not 0.
+    lengths, mask
+        Which positions of the chunk count, as for `group_norm`.
 
     Returns
     -------
@@ -179,16 +189,32 @@ def group_moments(chunk: Any, num_groups: int, *, channel_axis: int = 1) -> Mome
     if p.size == 0:
         return Moments(np.zeros(groups), np.zeros(groups), np.zeros(groups))
     p = p._replace(dtype=p.dtype.wide)
-    share = _share("forward", p, X=p.x) | {"FIRST": SUM, "LAST": SETTLE + 1, "KEEP_M2": 1}
+    if lengths is not None or mask is not None:
+        return _moments_of_valid(p, valid_positions(lengths, mask, p))
+    share = share_of("forward", p, p.layout, X=p.x) | STATISTICS_ONLY
     units = p.N * p.G
     work = np.empty(2 * units * (1 + share["PARTS"]))
-    nothing = np.empty(1)
-    _run(p, share, _dims(p, share, None, None, X=p.x, Y=p.x), nothing, None, None, work)
-    return Moments(
-        np.full(groups, float(p.C // p.G * p.S)),
-        work[:units].reshape(groups).copy(),
-        work[units : 2 * units].reshape(groups).copy(),
-    )
+    _run(p, dims_of(p, share, None, None, X=p.x, Y=p.x), share["PARALLEL"], scratch_of(p, share), work)
+    mean, M2 = statistics_of(work, groups)
+    return Moments(np.full(groups, float(p.C // p.G * p.S)), mean, M2)
+
+
+def _moments_of_valid(p: Problem, v: Valid) -> Moments:
+    """`group_moments` where only some positions count."""
+    common = dims_of(p, {}, None, None, X=p.x, Y=p.x)
+    runs, size, kind, mask = tables("forward", p, v, common, dense(p, X=p.x), 2 * p.G)
+    work = np.empty(2 * p.N * p.G + size)
+    work[: 2 * p.N * p.G] = 0.0
+    for dims, parallel, scratch in runs:
+        for field, value in STATISTICS_ONLY.items():
+            dims[:, FIELDS.index(field)] = value
+        _run(p, dims, parallel, np.empty(max(1, scratch), p.dtype.accumulator), work, mask_kind=kind, mask=mask)
+    mean, M2 = statistics_of(work, (p.N, p.G))
+    for n in v.apart:
+        part, _ = part_of(p, v, n)
+        _, mean[n : n + 1], M2[n : n + 1] = group_moments(p.x[part].copy(), p.G, channel_axis=p.channel_axis)
+    count = np.repeat(v.counts[:, None] * float(p.C // p.G), p.G, axis=1)
+    return Moments(count, mean, M2)
 
 
 def normalize(
@@ -243,15 +269,16 @@ def normalize(
     y = array_like(chunk, p.result) if out is None else output(out, p, "chunk")
     if p.size == 0:
         return y if out is None else out
-    target, w, b = _target(y, p, w, b, (p.x,))
-    share = _share("forward", p, X=p.x, Y=target) | {"FIRST": WRITE, "LAST": WRITE + 1, "PARTS": 1}
+    target, w, b = target_of(y, p, w, b, (p.x,))
+    share = share_of("forward", p, p.layout, X=p.x, Y=target) | {"FIRST": WRITE, "LAST": WRITE + 1, "PARTS": 1}
     # what settling leaves for writing: mean, rstd, K (the mean in the accumulator's precision) and what the mean lacks
     with np.errstate(all="ignore"):
         shift = moments.mean.astype(p.dtype.accumulator).astype(np.float64)
     work = np.concatenate(
         [moments.mean.ravel(), moments.rstd(p.eps).ravel(), np.stack([shift, np.zeros_like(shift)], -1).ravel()]
     )
-    _run(p, share, _dims(p, share, w, b, X=p.x, Y=target), _flat(target, p), w, b, work)
+    dims = dims_of(p, share, w, b, X=p.x, Y=target)
+    _run(p, dims, share["PARALLEL"], scratch_of(p, share), work, y=flat_of(target, p), w=w, b=b)
     if target is not y:
         np.copyto(y, target)
     return y if out is None else out
@@ -271,13 +298,14 @@ def _checked(name: str, m: Any) -> Moments:
 
 
 def _run(
-    p: Problem, share: dict[str, int], dims: Array, y: Array | None, w: Array | None, b: Array | None, work: Array
-) -> None:
-    """Run the phases of the forward kernel that `dims` names."""
+    p: Problem, dims: Array, parallel: int, scratch: Array, work: Array, y: Array | None = None,
+    w: Array | None = None, b: Array | None = None, mask_kind: int = 0, mask: Array = NOTHING,
+) -> None:  # fmt: skip
+    """Run the phases of the forward kernel that `dims` names; without writing there need not be a y."""
+    target = np.empty(1) if y is None else y
     arguments = (
-        dims, p.eps, _flat(p.x, p), None, None, y, _values(w, p, 1.0), _values(b, p, 0.0), work, _scratch(p, share),
+        dims, p.eps, flat_of(p.x, p), None, None, target, values_of(w, p, 1.0), values_of(b, p, 0.0), mask, work,
+        scratch,
     )  # fmt: skip
-    from .kernels.forward import forward_kernel
-
-    kinds = (p.layout, STORED.index(p.dtype.name), -1, -1, p.activation, share["PARALLEL"])
-    forward_kernel(arguments, *kinds)(*arguments)
+    kinds = (p.layout, STORED.index(p.dtype.name), -1, -1, mask_kind, p.activation, parallel)
+    runner(kernels("forward").forward_kernel(arguments, *kinds), p, bool(parallel))(*arguments)

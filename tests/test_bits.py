@@ -60,6 +60,24 @@ def test_same_bits_for_any_threads_and_schedule(rng, schedules, layout, dtype):
             assert all(map(same_bits, results, first)), (shape, how)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_same_bits_for_any_threads_and_schedule_of_single_positions(rng, schedules, monkeypatch, dtype):
+    """All samples share the parameters: their gradients are summed over stretches of samples."""
+    monkeypatch.setattr(_schedule, "SAMPLES_IN_UNIT", 7)
+    monkeypatch.setattr(_schedule, "ROW_PIECE", 64)
+    for shape, groups in (((40, 48), 6), ((100, 200), 1), ((3, 300), 2), ((1, 77), 1)):
+        x, dy, skip = (normal(rng, shape, dtype, offset=3.0) for _ in range(3))
+        weight, bias = normal(rng, shape[1], np.float32), normal(rng, shape[1], np.float32)
+        first = None
+        for how, results in schedules(lambda: run(x, dy, skip, groups, weight, bias)):  # noqa: B023
+            first = first or results
+            assert all(map(same_bits, results, first)), (shape, how)
+        for n in (0, shape[0] - 1):
+            part = slice(n, n + 1)
+            alone = run(x[part], dy[part], skip[part], groups, weight, bias)
+            assert all(same_bits(a[part], b) for a, b in zip(first[:4], alone[:4], strict=True)), (shape, n)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sample_alone_has_the_bits_it_has_in_its_batch(rng, layout):
     for shape, groups in (((6, 24, 9, 11), 4), ((3, 10, 64, 65), 2), ((40, 48, 1), 6), ((2, 8, 190, 210), 1)):

@@ -17,6 +17,7 @@ from command_line import command, shell
 from numba.core.event import install_recorder
 
 import numbagn
+from numbagn.kernels import cache as kernel_cache
 from numbagn.kernels import compiled
 
 # One forward kernel, and the backward one of the same kind if told so; says what happened as JSON.
@@ -129,7 +130,8 @@ def use(tmp_path, monkeypatch, caplog):
     Gives what was done for it (compiled or loaded) and the warnings.
     """
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(numba.config, "CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator", raising=False)
+    monkeypatch.setattr(kernel_cache._Implementation, "_locator_classes", (kernel_cache.Chosen, kernel_cache.ReadOnly))
+    monkeypatch.setattr(compiled, "_told", [])
     caplog.set_level(logging.INFO, "numbagn")
 
     def once():
@@ -152,6 +154,13 @@ def damage_all(cache, suffix, how):
         how(path, content)
 
 
+def flipped(content):
+    """One bit of the middle changed: in the data, of the machine code."""
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 4
+    return bytes(changed)
+
+
 DAMAGES = {
     "empty": lambda path, content: path.write_bytes(b""),
     "cut": lambda path, content: path.write_bytes(content[: len(content) // 2]),
@@ -159,6 +168,7 @@ DAMAGES = {
     "all but its end": lambda path, content: path.write_bytes(content[:-1]),
     "text": lambda path, content: path.write_bytes(b"hello " * 99),
     "zeros": lambda path, content: path.write_bytes(bytes(len(content))),
+    "a flipped bit": lambda path, content: path.write_bytes(flipped(content)),
     "another pickle": lambda path, content: path.write_bytes(pickle.dumps(["hello"])),
     "the pickle of None": lambda path, content: path.write_bytes(pickle.dumps(None)),
     "a class that is gone": lambda path, content: path.write_bytes(b"cnumba.core.caching\nGone\n."),
@@ -180,6 +190,8 @@ def test_damaged_cache(use, tmp_path, suffix, damage):
         assert category is RuntimeWarning
         assert message.startswith("numbagn: the cache of compiled kernels cannot be used (")
         assert "\n" not in message
+    # what is damaged is written anew; a folder stands in the way for good
+    assert use()[0] == ("compiled" if damage == "a folder" else "loaded")
 
 
 @pytest.mark.parametrize("place", ["a file", "below a file", "a dangling link", "read-only"])
@@ -199,6 +211,70 @@ def test_cache_that_cannot_be_written(use, tmp_path, monkeypatch, place):
     assert verb == "compiled"
     assert len(caught) <= 1
     assert all(category is RuntimeWarning for category, _ in caught)
+
+
+def test_no_place_for_a_cache_is_told_once(use, monkeypatch):
+    monkeypatch.setattr(kernel_cache._Implementation, "_locator_classes", ())
+    verb, [(category, message)] = use()
+    assert (verb, category) == ("compiled", RuntimeWarning)
+    assert message.startswith("numbagn: there is no folder to keep compiled kernels in")
+    assert "NUMBA_CACHE_DIR" in message
+    assert use() == ("compiled", [])
+
+
+def test_a_cache_that_is_read_only_is_read(use, monkeypatch):
+    def read_only(*args, **kwargs):
+        raise PermissionError("read only")
+
+    assert use() == ("compiled", [])
+    monkeypatch.setattr(kernel_cache.caching.tempfile, "TemporaryFile", read_only)  # how Numba tries a folder
+    assert use() == ("loaded", [])
+
+
+def test_a_warmed_place_that_is_read_only_is_read_beside_a_writable_one(use, monkeypatch, tmp_path):
+    assert use() == ("compiled", [])
+    kind = type("Elsewhere", (kernel_cache.Chosen,), {"get_cache_path": lambda self: str(tmp_path / "elsewhere" / "x")})
+    monkeypatch.setattr(kernel_cache._Implementation, "_locator_classes", (kind,))
+    assert use() == ("loaded", [])
+    assert list((tmp_path / "elsewhere").rglob("*.nbc")) == []
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes of POSIX")
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
+def test_nothing_others_may_change_is_made(use, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        assert use() == ("compiled", [])
+    finally:
+        os.umask(before)
+    made = [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]
+    assert len(made) == 4
+    assert [path for path in made if path.stat().st_mode & 0o022] == []
+
+
+@posix
+def test_a_folder_that_others_may_change_is_not_used(use, tmp_path):
+    assert use() == ("compiled", [])
+    (tmp_path / "cache").chmod(0o777)
+    verb, [(category, message)] = use()
+    assert (verb, category) == ("compiled", RuntimeWarning)
+    assert message.startswith("numbagn: there is no folder")
+    (tmp_path / "cache").chmod(0o1777)  # as /tmp: what is another's stays another's
+    assert use() == ("loaded", [])
+
+
+@posix
+def test_a_folder_of_another_user_is_not_used(use, tmp_path, monkeypatch):
+    assert use() == ("compiled", [])
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    if os.getuid() == 0:  # what belongs to root is trusted
+        for path in (tmp_path / "cache").iterdir():
+            os.chown(path, 54321, -1)
+    assert use()[0] == "compiled"
+    assert kernel_cache.distrust(str(next((tmp_path / "cache").iterdir()))).endswith("belongs to another user")
 
 
 def test_cache_can_be_turned_off(use, tmp_path, monkeypatch):

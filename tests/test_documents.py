@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 import numbagn
-from numbagn import functional, layers, moments
+from numbagn import derivatives, functional, layers, moments
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("module", [functional, layers, moments], ids=lambda module: module.__name__)
+MODULES = (derivatives, functional, layers, moments)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -14,6 +14,7 @@ import numbagn.reference
 # Libraries whose arrays may come in or whose dtypes are known, and the compiler.
 COMPILER = ("numba", "llvmlite")
 FOREIGN = ("numba.cuda", "torch", "cupy", "ml_dtypes", "jax", "dask", "tensorflow", "onnxruntime", "safetensors")
+FOREIGN += ("autograd", "onnx")
 
 # name: (program, what it must not load)
 USES = {

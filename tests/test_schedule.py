@@ -3,7 +3,7 @@
 import pytest
 
 from numbagn import _schedule
-from numbagn.kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST
+from numbagn.kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION
 
 BITS = ("UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "ROW", "PITCH")
 SHAPES = [(1, 32, 8, 1), (2, 320, 32, 4096), (1, 16, 1, 1 << 21), (64, 48, 16, 5), (4096, 768, 1, 1), (3, 33, 11, 221)]
@@ -39,6 +39,22 @@ def test_parts_and_pieces_cover_everything_once(direction, layout):
         summed = S if layout == CHANNELS_LAST or direction is _schedule.backward else whole
         assert (share["PARTS"] - 1) * share["PART"] < summed <= share["PARTS"] * share["PART"]
         assert share["UNITS"] == (N if layout == CHANNELS_LAST else N * G)
+
+
+def test_samples_of_single_positions_are_covered_once_in_stretches_that_follow_from_the_shape(monkeypatch):
+    for N, C, G in ((4096, 768, 1), (33, 100, 10), (1, 7, 7), (5, 1 << 20, 1), (1 << 16, 4, 2)):
+        seen = []
+        for threads in (1, 2, 64):
+            monkeypatch.setattr(_schedule, "limit", lambda threads=threads: threads)
+            share = _schedule.backward(SINGLE_POSITION, N, C, G, 1, 4, True)
+            seen.append({name: share[name] for name in (*BITS[:6], "PITCH", "WORK") if name in share})
+            assert (share["UNITS"] - 1) * share["PART"] < N <= share["UNITS"] * share["PART"]
+            pieces, D = share["PIECES"] // G, C // G
+            assert (pieces - 1) * share["RUN"] < D <= pieces * share["RUN"]
+            # sums are those of stretches, not of samples
+            assert share["WORK"] <= 2 * 33 * C + N * (3 * G + 2 * share["PIECES"]) + 2 * C
+            assert share["SLOT"] <= 2 * (_schedule.WHOLE_SAMPLE + 16)
+        assert seen[0] == seen[1] == seen[2]
 
 
 def test_small_work_is_serial_and_large_work_parallel():

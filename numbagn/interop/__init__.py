@@ -1,1 +1,1 @@
-"""What is needed for one other library each. Nothing here is imported before that library's objects arrive."""
+"""Adapters to other libraries, one module each: importing `numbagn.interop.autograd` imports autograd, and so on."""

@@ -10,7 +10,8 @@ loops work on d = (x - K) * rstd, K as in the forward pass, so nothing is lost w
 deviation; x_hat - d is one small number for a block.
 
 Sums per channel go to `sums`, laid out (PARTS, 2, N, C): first dz, then dz * d; settling adds the parts in order into
-the first and makes x_hat of d.
+the first and makes x_hat of d. Where a channel is one element and the samples share the parameters, they are summed
+over stretches of samples at once (`backward_rows`): (2, UNITS, C), of dz and of dz * x_hat.
 """
 
 from numba import prange
@@ -18,58 +19,84 @@ from numba import prange
 from .._dtypes import RESULT_KINDS
 from .backward_first import steps_first
 from .backward_last import steps_last
+from .backward_rows import steps_rows
 from .compiled import entry
-from .geometry import C, CHANNELS_FIRST, FIRST, G, LAST, N, PARTS, SLOT, SLOTS, UNITS
+from .geometry import (
+    AT, BATCH, B_N, C, CHANNELS_FIRST, CHANNELS_LAST, DRES_N, DY_N, FIRST, G, LAST, MASK_N, N, RES_N, SAMPLE, SKIP_N,
+    SLOT, SLOTS, SINGLE_POSITION, UNITS, W_N, X_N, Y_N,
+)  # fmt: skip
+from .masks import mask_pointer
 from .memory import absent, offset, pointer, values
 from .phases import steps_of_unit
 from .vectors import code
 
 
 @entry
-def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, activation, parallel, sources):
+def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind, activation, parallel, sources):
     """Make the backward kernel of one specialisation, as `forward_kernel` does.
 
-    It fills dx, dresidual, `work` (sums; m1, m2 and shift of each block; float64 totals of the sums over the samples)
-    and the parameters' gradients: dbias, dweight.
+    It fills dx, dresidual, `work` (sums of each problem; m1, m2 and shift of each block; float64 totals of the sums
+    over the samples) and the parameters' gradients: dbias, dweight.
     """
     dx_kind = RESULT_KINDS[x_kind]
 
-    def backward(dims, dy, x, skip, residual, dx, dresidual, weight, bias, mean, rstd, work, gradients, scratch):
+    def backward(dims, dy, x, skip, residual, dx, dresidual, weight, bias, mask, mean, rstd, work, gradients, scratch):
         if sources == 0:
             return
-        channels = dims[N] * dims[C]
-        blocks_at = 2 * dims[PARTS] * channels
-        totals_at = blocks_at + 3 * dims[N] * dims[G]
-        sums, block, totals = work[:blocks_at], work[blocks_at:totals_at], work[totals_at:]
-        for phase in range(dims[FIRST], dims[LAST]):
-            steps = dims[UNITS] * steps_of_unit(phase, dims)
-            tasks = min(steps, dims[SLOTS]) if parallel else 1
-            # over the (n, g) blocks or parts of them, a stretch of neighbours to each task
+        problems, common = dims.shape[0], dims[0]
+        channels = common[C]
+        totals_at = work.size - 2 * channels
+        blocks_at = totals_at - 3 * common[BATCH] * common[G]
+        if layout == SINGLE_POSITION:
+            blocks_at = 2 * common[UNITS] * channels
+        for phase in range(common[FIRST], common[LAST]):
+            steps = common[UNITS] * steps_of_unit(phase, common) if problems == 1 else problems
+            tasks = min(steps, common[SLOTS]) if parallel else 1
+            # over the (n, g) blocks or parts of them, or over problems, a stretch of neighbours to each task
             for t in prange(tasks):
                 low, high = t * steps // tasks, (t + 1) * steps // tasks
+                slot = offset(values(scratch), t * common[SLOT])
                 pdy, px, pdx = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, dx_kind)
                 ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
                 if residual_kind < 0:
                     pr, pdr = absent(px), absent(px)
                 else:
                     pr, pdr = pointer(residual, residual_kind), pointer(dresidual, residual_kind)
-                slot = offset(values(scratch), t * dims[SLOT])
-                if layout == CHANNELS_FIRST:
-                    steps_first(
-                        phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block,
-                        code(activation),
-                    )  # fmt: skip
-                else:
-                    steps_last(
-                        phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block,
-                        code(activation),
-                    )  # fmt: skip
+                pm = mask_pointer(mask, mask_kind)
+                for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
+                    own = dims[q]
+                    n = own[SAMPLE]
+                    first, last = (low, high) if problems == 1 else (0, own[UNITS] * steps_of_unit(phase, own))
+                    ody, ox, odx = offset(pdy, n * own[DY_N]), offset(px, n * own[X_N]), offset(pdx, n * own[Y_N])
+                    os, om = offset(ps, n * own[SKIP_N]), offset(pm, n * own[MASK_N])
+                    ores, odres = offset(pr, n * own[RES_N]), offset(pdr, n * own[DRES_N])
+                    w, b, m, r = weight[n * own[W_N] :], bias[n * own[B_N] :], mean[n * own[G] :], rstd[n * own[G] :]
+                    sums, block = work[own[AT] : blocks_at], work[blocks_at + 3 * n * own[G] : totals_at]
+                    if layout == CHANNELS_FIRST:
+                        steps_first(
+                            phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
+                            code(activation),
+                        )  # fmt: skip
+                    elif layout == CHANNELS_LAST:
+                        steps_last(
+                            phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
+                            code(activation),
+                        )  # fmt: skip
+                    else:
+                        steps_rows(
+                            phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
+                            code(activation),
+                        )  # fmt: skip
 
+        totals = work[totals_at:]
         totals[:] = 0.0
-        for n in range(dims[N]):
-            for row in range(2):
-                for c in range(dims[C]):
-                    totals[row * dims[C] + c] += sums[row * channels + n * dims[C] + c]
+        for q in range(problems):
+            own = dims[q]
+            rows = own[UNITS] if layout == SINGLE_POSITION else own[N]
+            for n in range(rows):
+                for row in range(2):
+                    for c in range(channels):
+                        totals[row * channels + c] += work[own[AT] + (row * rows + n) * channels + c]
         gradients[:] = totals
 
     return backward

@@ -1,26 +1,26 @@
 """The backward pass, channels first: a block is one group of one sample, consecutive in memory."""
 
-from .compiled import device
+from .compiled import device, inlined
 from .geometry import (
-    B_C, B_N, C, D, DRES_N, DY_N, G, N, PART, PARTS, PAST, PIECES, RES_N, RUN, S, SETTLE, SKIP_N, SUM, SUMS, WHOLE,
-    WRITE, W_C, W_N, X_N, Y_N,
+    B_C, B_N, C, CHANNELS_FIRST, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_N, MASK_R, N, PART, PARTS, PAST, PIECES,
+    RES_N, RES_R, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, SUMS, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
-from .memory import lanes, splat, store, streamed, values
+from .memory import lanes, prefetch, splat, store, streamed, values
 from .moments import CHUNK, coefficients, final_shift
 from .phases import steps_of_unit
-from .results import aligned_from, upstream, write_gradient
+from .results import aligned_from, elements_ahead, upstream, write_gradient
 from .tables import along, element_parameters, expand
 from .vectors import doubles, fma, join, lane_sum
 
 
 @device
-def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act):
+def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, pm, weight, bias, mean, rstd, sums, act):
     """Steps low .. high - 1 of block (n, g), each part k, PART positions, of a channel, channel after channel."""
     u, d_count, s_count = n * dims[G] + g, dims[D], dims[S]
-    block_shift = final_shift(px, ps, n * dims[X_N] + g * d_count * s_count, 1, 0, d_count * s_count, mean[u])
+    block_shift = final_shift(dims, CHANNELS_FIRST, px, ps, n * dims[X_N] + g * d_count * dims[X_R], mean[u])
     half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], 0.0, rstd[u])
     h, h_skip, rstd_2 = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2)
-    idy, ix, i_skip, ir = n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N]
+    idy, ix, i_skip, ir, im = n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N], n * dims[MASK_N]
     at, products_at, width = n * dims[C], dims[N] * dims[C], lanes(px)
     if s_count == 1:  # each channel of the block is one element and its own sum
         pw, pb, to = values(weight), values(bias), values(sums)
@@ -30,8 +30,9 @@ def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, weight, bias, mean, 
             w = along(pw, n * dims[W_N], i * dims[W_C], dims[W_C], count)
             b = along(pb, n * dims[B_N], i * dims[B_C], dims[B_C], count)
             dz, d = upstream(
-                pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, count, h, h_skip, rstd_2, w, fma(w, lack, b), act
-            )
+                pdy, px, ps, pr, pm, idy + i, ix + i, i_skip + i, ir + i, im + i, count, h, h_skip, rstd_2, w,
+                fma(w, lack, b), act,
+            )  # fmt: skip
             store(to, at + i, dz, count)
             store(to, at + products_at + i, dz * d, count)
             i += count
@@ -40,8 +41,10 @@ def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, weight, bias, mean, 
     for _ in range(low, high):
         weight_c = weight[n * dims[W_N] + c * dims[W_C]]
         w, b = splat(px, weight_c), splat(px, bias[n * dims[B_N] + c * dims[B_C]] + lack * weight_c)
-        i = c * s_count + k * dims[PART]
-        end = min(i + dims[PART], (c + 1) * s_count)
+        i = k * dims[PART]
+        end = min(i + dims[PART], s_count)
+        jdy, jx, j_skip = idy + c * dims[DY_R], ix + c * dims[X_R], i_skip + c * dims[SKIP_R]
+        jr, jm = ir + c * dims[RES_R], im + c * dims[MASK_R]
         sum_dz = doubles(splat(px, 0.0))
         sum_dz_d = sum_dz
         while i < end:
@@ -50,14 +53,15 @@ def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, weight, bias, mean, 
             b0 = a0
             while i + width <= stop:
                 dz, d = upstream(
-                    pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, None, h, h_skip, rstd_2, w, b, act
+                    pdy, px, ps, pr, pm, jdy + i, jx + i, j_skip + i, jr + i, jm + i, None, h, h_skip, rstd_2, w, b, act
                 )
                 a0, b0 = a0 + dz, fma(dz, d, b0)
                 i += width
             if i < stop:
                 dz, d = upstream(
-                    pdy, px, ps, pr, idy + i, ix + i, i_skip + i, ir + i, stop - i, h, h_skip, rstd_2, w, b, act
-                )
+                    pdy, px, ps, pr, pm, jdy + i, jx + i, j_skip + i, jr + i, jm + i, stop - i, h, h_skip, rstd_2, w, b,
+                    act,
+                )  # fmt: skip
                 a0, b0 = a0 + dz, fma(dz, d, b0)
                 i = stop
             sum_dz = sum_dz + doubles(a0)
@@ -70,10 +74,10 @@ def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, weight, bias, mean, 
 
 
 @device
-def settle_block(dims, n, g, x_base, rows, x_stride, length, px, ps, weight, mean, rstd, sums, block):
+def settle_block(dims, layout, n, g, x_base, px, ps, weight, mean, rstd, sums, block):
     """Add the parts of each channel of block (n, g), and what d lacks to x_hat; keep m1, m2 and the shift of x."""
     d_count, channels, u = dims[D], dims[N] * dims[C], n * dims[G] + g
-    block_shift = final_shift(px, ps, x_base, rows, x_stride, length, mean[u])
+    block_shift = final_shift(dims, layout, px, ps, x_base, mean[u])
     _, _, _, lack = coefficients(px, ps, block_shift, mean[u], 0.0, rstd[u])
     m1, m2 = 0.0, 0.0
     for c in range(g * d_count, (g + 1) * d_count):
@@ -85,58 +89,60 @@ def settle_block(dims, n, g, x_base, rows, x_stride, length, px, ps, weight, mea
         w = weight[n * dims[W_N] + c * dims[W_C]]
         m1 += w * sums[at]
         m2 += w * sums[at + channels]
-    size = d_count * dims[S]
+    size = d_count * dims[VALID]
     block[3 * u], block[3 * u + 1], block[3 * u + 2] = m1 / size, m2 / size, block_shift
 
 
 @device
-def settle_block_first(dims, n, g, px, ps, weight, mean, rstd, sums, block):
-    """`settle_block` where a block is one row."""
-    size = dims[D] * dims[S]
-    settle_block(dims, n, g, n * dims[X_N] + g * size, 1, 0, size, px, ps, weight, mean, rstd, sums, block)
-
-
-@device
-def write_pieces_first(dims, n, g, low, high, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act):
-    """Pieces low .. high - 1 of block (n, g), each RUN consecutive elements, the last first as in the forward pass."""
-    u, size = n * dims[G] + g, dims[D] * dims[S]
+def write_pieces_first(
+    dims, n, g, low, high, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act
+):
+    """Pieces low .. high - 1 of block (n, g), each RUN elements of its line, the last first as in the forward pass."""
+    u, size, c = n * dims[G] + g, dims[D] * dims[S], g * dims[D]
     r = rstd[u]
     half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block[3 * u + 2], mean[u], 0.0, r)
     h, h_skip, rstd_2 = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2)
     by_d, constant = splat(px, -r * block[3 * u + 1]), splat(px, -r * (block[3 * u] + lack * block[3 * u + 1]))
-    base = g * size
-    idy, ix = n * dims[DY_N] + base, n * dims[X_N] + base
-    i_skip, ir = n * dims[SKIP_N] + base, n * dims[RES_N] + base
-    idx, idr = n * dims[Y_N] + base, n * dims[DRES_N] + base
+    idy, ix = n * dims[DY_N] + c * dims[DY_R], n * dims[X_N] + c * dims[X_R]
+    i_skip, ir = n * dims[SKIP_N] + c * dims[SKIP_R], n * dims[RES_N] + c * dims[RES_R]
+    idx, idr = n * dims[Y_N] + c * dims[Y_R], n * dims[DRES_N] + c * dims[DRES_R]
+    im = n * dims[MASK_N] + c * dims[MASK_R]
+    row = size if dims[DENSE] != 0 else dims[S]
     for piece in range(high - 1, low - 1, -1):
         start = piece * dims[RUN]
         stop = min(start + dims[RUN], size)
         if dims[S] < lanes(px):
             write_elements(
-                dims, n, base, start, stop, idy, ix, i_skip, ir, idx, idr, pdy, px, ps, pr, pdx, pdr, slot, weight,
-                bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
+                dims, n, g * size, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, slot,
+                weight, bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
             )  # fmt: skip
         else:
-            write_channels(
-                dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, pdy, px, ps, pr, pdx, pdr, weight, bias, h,
-                h_skip, rstd_2, lack, r, by_d, constant, act,
-            )  # fmt: skip
+            while start < stop:  # once where rows have no gaps between them
+                k = start // row
+                end = min(stop, (k + 1) * row)
+                write_channels(
+                    dims, n, g, start, end, idy + k * (dims[DY_R] - row), ix + k * (dims[X_R] - row),
+                    i_skip + k * (dims[SKIP_R] - row), ir + k * (dims[RES_R] - row), idx + k * (dims[Y_R] - row),
+                    idr + k * (dims[DRES_R] - row), im + k * (dims[MASK_R] - row), pdy, px, ps, pr, pdx, pdr, pm,
+                    weight, bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
+                )  # fmt: skip
+                start = end
 
 
 @device
 def write_one(
-    idy, ix, i_skip, ir, idx, idr, count, pdy, px, ps, pr, pdx, pdr, h, h_skip, rstd_2, w, b, scale, by_d, constant,
-    act, past,
+    idy, ix, i_skip, ir, idx, idr, im, count, pdy, px, ps, pr, pdx, pdr, pm, h, h_skip, rstd_2, w, b, scale, by_d,
+    constant, act, past,
 ):  # fmt: skip
     """One vector of dx and dresidual from its inputs."""
-    dz, d = upstream(pdy, px, ps, pr, idy, ix, i_skip, ir, count, h, h_skip, rstd_2, w, b, act)
-    write_gradient(dz, d, pdx, pdr, idx, idr, count, scale, by_d, constant, past)
+    dz, d = upstream(pdy, px, ps, pr, pm, idy, ix, i_skip, ir, im, count, h, h_skip, rstd_2, w, b, act)
+    write_gradient(dz, d, pdx, pdr, pm, idx, idr, im, count, scale, by_d, constant, past)
 
 
-@device
+@inlined
 def write_channels(
-    dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, pdy, px, ps, pr, pdx, pdr, weight, bias, h, h_skip, rstd_2,
-    lack, r, by_d, constant, act,
+    dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight, bias, h, h_skip,
+    rstd_2, lack, r, by_d, constant, act,
 ):  # fmt: skip
     """Elements start .. stop - 1 of a block, its channels a vector or longer: see `forward_first.write_channels`."""
     width, s_count = lanes(px), dims[S]
@@ -163,21 +169,21 @@ def write_channels(
         if whole:
             while i <= last:
                 write_one(
-                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, None, pdy, px, ps, pr, pdx, pdr, h, h_skip,
-                    rstd_2, v_w, v_b, v_scale, by_d, constant, act, past,
+                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,
+                    h, h_skip, rstd_2, v_w, v_b, v_scale, by_d, constant, act, past,
                 )  # fmt: skip
                 i += width
         else:
             write_one(
-                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, count, pdy, px, ps, pr, pdx, pdr, h, h_skip,
-                rstd_2, v_w, v_b, v_scale, by_d, constant, act, 0,
+                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, count, pdy, px, ps, pr, pdx, pdr, pm, h,
+                h_skip, rstd_2, v_w, v_b, v_scale, by_d, constant, act, 0,
             )  # fmt: skip
             i += count
 
 
-@device
+@inlined
 def write_elements(
-    dims, n, base, start, stop, idy, ix, i_skip, ir, idx, idr, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, h,
+    dims, n, base, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, h,
     h_skip, rstd_2, lack, r, by_d, constant, act,
 ):  # fmt: skip
     """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
@@ -185,27 +191,32 @@ def write_elements(
     pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, base, weight, bias, slot)
     i = start
     aligned, past = aligned_from(dims, pdx, idx, start, stop)
+    ahead, ahead_dy = ix + elements_ahead(dims, n, dims[X_N]), idy + elements_ahead(dims, n, dims[DY_N])
     while i < stop:
         if i >= aligned:
             while i + width <= stop:
+                prefetch(px, ahead + i)
+                prefetch(pdy, ahead_dy + i)
                 w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
                 write_one(
-                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, None, pdy, px, ps, pr, pdx, pdr, h, h_skip,
-                    rstd_2, w, fma(w, lack, b), w * r, by_d, constant, act, past,
+                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,
+                    h, h_skip, rstd_2, w, fma(w, lack, b), w * r, by_d, constant, act, past,
                 )  # fmt: skip
                 i += width
         count = (aligned if i < aligned else stop) - i
         if count > 0:
             w, b = along(pw, wi, i, w_step, count), along(pb, bi, i, b_step, count)
             write_one(
-                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, count, pdy, px, ps, pr, pdx, pdr, h, h_skip,
-                rstd_2, w, fma(w, lack, b), w * r, by_d, constant, act, 0,
+                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, count, pdy, px, ps, pr, pdx, pdr, pm, h,
+                h_skip, rstd_2, w, fma(w, lack, b), w * r, by_d, constant, act, 0,
             )  # fmt: skip
             i += count
 
 
 @device
-def steps_first(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block, act):
+def steps_first(
+    phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act
+):
     """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
     steps, pieces, per_block = dims[SUMS], dims[PIECES], steps_of_unit(phase, dims)
     u, first, expanded = low // per_block, low % per_block, -1
@@ -214,14 +225,15 @@ def steps_first(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight,
         count = min(high - low, per_block - first)
         if phase in (WHOLE, SUM):
             until = steps if phase == WHOLE else first + count
-            sum_steps_first(dims, n, g, first, until, pdy, px, ps, pr, weight, bias, mean, rstd, sums, act)
+            sum_steps_first(dims, n, g, first, until, pdy, px, ps, pr, pm, weight, bias, mean, rstd, sums, act)
         if phase in (WHOLE, SETTLE):
-            settle_block_first(dims, n, g, px, ps, weight, mean, rstd, sums, block)
+            x_base = n * dims[X_N] + g * dims[D] * dims[X_R]
+            settle_block(dims, CHANNELS_FIRST, n, g, x_base, px, ps, weight, mean, rstd, sums, block)
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
             expanded = expand(dims, n, expanded, lanes(px), weight, bias, slot)
             write_pieces_first(
-                dims, n, g, first, until, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act
+                dims, n, g, first, until, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act
             )
         low, first, g = low + count, 0, g + 1
         if g == dims[G]:

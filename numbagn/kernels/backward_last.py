@@ -3,8 +3,8 @@
 from .backward_first import settle_block
 from .compiled import device
 from .geometry import (
-    B_C, B_N, C, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, N, PART, PARTS, PAST, PIECES, PITCH, RES_N, RES_R, ROW,
-    RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
+    B_C, B_N, C, CHANNELS_LAST, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_C, MASK_N, MASK_R, N, PART, PARTS, PAST,
+    PIECES, PITCH, RES_N, RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import accumulate, doubles_at, lanes, load, load_one, offset, splat, store_one, streamed
 from .moments import coefficients, final_shift
@@ -35,33 +35,37 @@ def spread(dims, n, g, block_shift, px, ps, slot, weight, bias, mean, rstd):
 
 
 @device
-def upstream_last(idy, ix, i_skip, ir, c, pdy, px, ps, pr, slot, pitch, count, act):
+def upstream_last(idy, ix, i_skip, ir, im, c, pdy, px, ps, pr, pm, slot, pitch, count, act):
     """(dz, d) of the vector at these indices, whose coefficients stand at c of the tables."""
     return upstream(
-        pdy, px, ps, pr, idy, ix, i_skip, ir, count,
+        pdy, px, ps, pr, pm, idy, ix, i_skip, ir, im, count,
         load(slot, H * pitch + c, None), load(slot, H_SKIP * pitch + c, None), load(slot, RSTD_2 * pitch + c, None),
         load(slot, WEIGHT * pitch + c, None), load(slot, BIAS * pitch + c, None), act,
     )  # fmt: skip
 
 
 @device
-def sum_column(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, count, act):
+def sum_column(dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, count, act):
     """Add `rows` rows, each `positions` positions, of the vector at c to that column's sums."""
     a = splat(px, 0.0)
     b = a
     pitch = dims[PITCH]
     dy_step, x_step = positions * dims[DY_R], positions * dims[X_R]
     skip_step, residual_step = positions * dims[SKIP_R], positions * dims[RES_R]
+    mask_step, m_step = positions * dims[MASK_R], dims[MASK_C]
     for _ in range(rows):
-        dz, d = upstream_last(idy + c, ix + c, i_skip + c, ir + c, c, pdy, px, ps, pr, slot, pitch, count, act)
+        dz, d = upstream_last(
+            idy + c, ix + c, i_skip + c, ir + c, im + c * m_step, c, pdy, px, ps, pr, pm, slot, pitch, count, act
+        )
         a, b = a + dz, fma(dz, d, b)
         idy, ix, i_skip, ir = idy + dy_step, ix + x_step, i_skip + skip_step, ir + residual_step
+        im += mask_step
     accumulate(by_channel, c, a)
     accumulate(by_channel, pitch + c, b)
 
 
 @device
-def sum_columns(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, act):
+def sum_columns(dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, act):
     """`sum_column` for two whole vectors side by side."""
     a0 = splat(px, 0.0)
     b0, a1, b1 = a0, a0, a0
@@ -69,12 +73,18 @@ def sum_columns(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, 
     c1 = c + width
     dy_step, x_step = positions * dims[DY_R], positions * dims[X_R]
     skip_step, residual_step = positions * dims[SKIP_R], positions * dims[RES_R]
+    mask_step, m_step = positions * dims[MASK_R], dims[MASK_C]
     for _ in range(rows):
-        dz, d = upstream_last(idy + c, ix + c, i_skip + c, ir + c, c, pdy, px, ps, pr, slot, pitch, None, act)
+        dz, d = upstream_last(
+            idy + c, ix + c, i_skip + c, ir + c, im + c * m_step, c, pdy, px, ps, pr, pm, slot, pitch, None, act
+        )
         a0, b0 = a0 + dz, fma(dz, d, b0)
-        dz, d = upstream_last(idy + c1, ix + c1, i_skip + c1, ir + c1, c1, pdy, px, ps, pr, slot, pitch, None, act)
+        dz, d = upstream_last(
+            idy + c1, ix + c1, i_skip + c1, ir + c1, im + c1 * m_step, c1, pdy, px, ps, pr, pm, slot, pitch, None, act
+        )
         a1, b1 = a1 + dz, fma(dz, d, b1)
         idy, ix, i_skip, ir = idy + dy_step, ix + x_step, i_skip + skip_step, ir + residual_step
+        im += mask_step
     accumulate(by_channel, c, a0)
     accumulate(by_channel, pitch + c, b0)
     accumulate(by_channel, c1, a1)
@@ -82,13 +92,13 @@ def sum_columns(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, 
 
 
 @device
-def sum_parts_last(dims, n, low, high, pdy, px, ps, pr, slot, weight, bias, mean, rstd, sums, act):
+def sum_parts_last(dims, n, low, high, pdy, px, ps, pr, pm, slot, weight, bias, mean, rstd, sums, act):
     """Sums per channel over parts low .. high - 1 of sample n, each PART positions."""
     c_count, d_count, channels, row, pitch = dims[C], dims[D], dims[N] * dims[C], dims[ROW], dims[PITCH]
     width, positions = lanes(px), row // c_count
     for g in range(dims[G]):
         x_base, u = n * dims[X_N] + g * d_count, n * dims[G] + g
-        block_shift = final_shift(px, ps, x_base, dims[S], dims[X_R], d_count, mean[u])
+        block_shift = final_shift(dims, CHANNELS_LAST, px, ps, x_base, mean[u])
         spread(dims, n, g, block_shift, px, ps, slot, weight, bias, mean, rstd)
     for table in range(SUMS_AT):
         repeat(offset(slot, table * pitch), c_count, row)
@@ -102,16 +112,22 @@ def sum_parts_last(dims, n, low, high, pdy, px, ps, pr, slot, weight, bias, mean
                 rows, length = 1, (end - r) * c_count
             idy, ix = n * dims[DY_N] + r * dims[DY_R], n * dims[X_N] + r * dims[X_R]
             i_skip, ir = n * dims[SKIP_N] + r * dims[SKIP_R], n * dims[RES_N] + r * dims[RES_R]
-            c = 0
+            im, c = n * dims[MASK_N] + r * dims[MASK_R], 0
             while c + 2 * width <= length:
-                sum_columns(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, act)
+                sum_columns(
+                    dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, act
+                )
                 c += 2 * width
             while c + width <= length:
-                sum_column(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, None, act)
+                sum_column(
+                    dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, None, act
+                )
                 c += width
             if c < length:
                 count = length - c
-                sum_column(dims, idy, ix, i_skip, ir, rows, positions, c, pdy, px, ps, pr, slot, by_channel, count, act)
+                sum_column(
+                    dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, count, act
+                )
             r += rows * positions
         fold(by_channel, c_count, row)
         fold(offset(by_channel, pitch), c_count, row)
@@ -125,11 +141,11 @@ def settle_sample_last(dims, n, px, ps, weight, mean, rstd, sums, block):
     """`settle_block` for every group of sample n."""
     for g in range(dims[G]):
         x_base = n * dims[X_N] + g * dims[D]
-        settle_block(dims, n, g, x_base, dims[S], dims[X_R], dims[D], px, ps, weight, mean, rstd, sums, block)
+        settle_block(dims, CHANNELS_LAST, n, g, x_base, px, ps, weight, mean, rstd, sums, block)
 
 
 @device
-def write_pieces_last(dims, n, low, high, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act):
+def write_pieces_last(dims, n, low, high, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act):
     """Pieces low .. high - 1 of sample n, each RUN positions, the last first."""
     c_count, d_count, pitch = dims[C], dims[D], dims[PITCH]
     for g in range(dims[G]):
@@ -151,13 +167,14 @@ def write_pieces_last(dims, n, low, high, pdy, px, ps, pr, pdx, pdr, slot, weigh
             idy, ix = n * dims[DY_N] + r * dims[DY_R], n * dims[X_N] + r * dims[X_R]
             i_skip, ir = n * dims[SKIP_N] + r * dims[SKIP_R], n * dims[RES_N] + r * dims[RES_R]
             idx, idr = n * dims[Y_N] + r * dims[Y_R], n * dims[DRES_N] + r * dims[DRES_R]
-            write_span(dims, idy, ix, i_skip, ir, idx, idr, length, pdy, px, ps, pr, pdx, pdr, slot, act)
+            im = n * dims[MASK_N] + r * dims[MASK_R]
+            write_span(dims, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, pm, slot, act)
 
 
 @device
-def write_span(dims, idy, ix, i_skip, ir, idx, idr, length, pdy, px, ps, pr, pdx, pdr, slot, act):
+def write_span(dims, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, pm, slot, act):
     """dx and dresidual for `length` consecutive values, as `forward_last.write_span`."""
-    width, row, pitch = lanes(px), dims[ROW], dims[PITCH]
+    width, row, pitch, m_step = lanes(px), dims[ROW], dims[PITCH], dims[MASK_C]
     i, c = 0, 0
     aligned, past = aligned_from(dims, pdx, idx, 0, length)
     while i < length:
@@ -165,8 +182,8 @@ def write_span(dims, idy, ix, i_skip, ir, idx, idr, length, pdy, px, ps, pr, pdx
             last = min(length - width, i + row - 1 - c)
             while i <= last:
                 write_column(
-                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, c, pdy, px, ps, pr, pdx, pdr, slot, pitch,
-                    None, act, past,
+                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i * m_step, c, pdy, px, ps, pr, pdx,
+                    pdr, pm, slot, pitch, None, act, past,
                 )  # fmt: skip
                 i, c = i + width, c + width
             if c >= row:
@@ -175,23 +192,23 @@ def write_span(dims, idy, ix, i_skip, ir, idx, idr, length, pdy, px, ps, pr, pdx
         count = (aligned if i < aligned else length) - i
         if count > 0:
             write_column(
-                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, c, pdy, px, ps, pr, pdx, pdr, slot, pitch,
-                count, act, 0,
+                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i * m_step, c, pdy, px, ps, pr, pdx, pdr,
+                pm, slot, pitch, count, act, 0,
             )  # fmt: skip
             i, c = i + count, c + count
 
 
 @device
-def write_column(idy, ix, i_skip, ir, idx, idr, c, pdy, px, ps, pr, pdx, pdr, slot, pitch, count, act, past):
+def write_column(idy, ix, i_skip, ir, idx, idr, im, c, pdy, px, ps, pr, pdx, pdr, pm, slot, pitch, count, act, past):
     """dx and dresidual of one vector whose coefficients stand at c of the tables."""
-    dz, d = upstream_last(idy, ix, i_skip, ir, c, pdy, px, ps, pr, slot, pitch, count, act)
+    dz, d = upstream_last(idy, ix, i_skip, ir, im, c, pdy, px, ps, pr, pm, slot, pitch, count, act)
     scale, by_d = load(slot, SCALE * pitch + c, None), load(slot, BY_D * pitch + c, None)
     constant = load(slot, CONSTANT * pitch + c, None)
-    write_gradient(dz, d, pdx, pdr, idx, idr, count, scale, by_d, constant, past)
+    write_gradient(dz, d, pdx, pdr, pm, idx, idr, im, count, scale, by_d, constant, past)
 
 
 @device
-def steps_last(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, sums, block, act):
+def steps_last(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act):
     """Channels last: steps low .. high - 1 of a phase, taken together as far as they are of one sample."""
     parts, pieces, per_sample = dims[PARTS], dims[PIECES], steps_of_unit(phase, dims)
     while low < high:
@@ -199,13 +216,13 @@ def steps_last(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, slot, weight, 
         count = min(high - low, per_sample - first)
         if phase in (WHOLE, SUM):
             until = parts if phase == WHOLE else first + count
-            sum_parts_last(dims, n, first, until, pdy, px, ps, pr, slot, weight, bias, mean, rstd, sums, act)
+            sum_parts_last(dims, n, first, until, pdy, px, ps, pr, pm, slot, weight, bias, mean, rstd, sums, act)
         if phase in (WHOLE, SETTLE):
             settle_sample_last(dims, n, px, ps, weight, mean, rstd, sums, block)
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
             write_pieces_last(
-                dims, n, first, until, pdy, px, ps, pr, pdx, pdr, slot, weight, bias, mean, rstd, block, act
+                dims, n, first, until, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act
             )
         low += count
     if dims[PAST] != 0:

@@ -25,6 +25,9 @@ OPTIONS = {"nogil": True, "error_model": "numpy"}
 # Callees are never called from Python and allocate nothing: without the wrappers and Numba's memory management they
 # compile in half the time.
 device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **OPTIONS)
+# What is called for each block, and from one place or two: a call passes fifty words, and four of them took as long as
+# the work on a row of 500 elements (62 ns against 30).
+inlined = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **OPTIONS)
 
 # ------------------------------------------------------------------------------------------------------- activations
 
@@ -62,8 +65,9 @@ at_fork(
 )
 
 SOURCES = (
-    "compiled", "formulas", "polynomials", "vectors", "memory", "geometry", "moments", "phases", "results", "tables",
-    "forward", "forward_first", "forward_last", "backward", "backward_first", "backward_last",
+    "cache", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry", "moments",
+    "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
+    "backward_last", "backward_rows",
 )  # fmt: skip
 
 
@@ -101,18 +105,23 @@ def entry(make):
 def _compile(function, parallel, arguments):
     signature = tuple(typeof(a) for a in arguments)
     started = time.perf_counter()
-    jitted, fault = None, None
-    if os.environ.get("NUMBAGN_CACHE", "1") != "0":
-        try:
-            jitted = njit(function, parallel=bool(parallel), cache=True, **OPTIONS)
-            jitted.compile(signature)
-        except Exception as e:  # damaged, foreign and unwritable files have raised errors of a dozen kinds
-            fault = e
-    if jitted is None or not jitted.overloads:  # where only the writing of a file failed, the kernel is there
-        jitted = njit(function, parallel=bool(parallel), **OPTIONS)
+    jitted = njit(function, parallel=bool(parallel), **OPTIONS)
+    if os.environ.get("NUMBAGN_CACHE", "1") == "0":
         jitted.compile(signature)
-    if fault is not None:  # and not one of the compilation itself, which would have come again
-        _tell_fault(fault)
+    else:
+        faults = []
+        try:
+            from .cache import KernelCache  # here, since it is made of what Numba keeps to itself and may change
+
+            jitted._cache = KernelCache(function, faults.append)
+            jitted.compile(signature)
+        except Exception as fault:  # a disk that is full or cannot be written, a file like no other
+            faults.append(fault)
+        if not jitted.overloads:  # where only the writing of a file failed, the kernel is there
+            jitted = njit(function, parallel=bool(parallel), **OPTIONS)
+            jitted.compile(signature)
+        if faults:  # and not one of the compilation itself, which would have come again
+            _tell_fault(faults[0])
     verb = "loaded" if jitted.stats.cache_hits else "compiled"
     log.info("%s %s in %.2f s", verb, function.__qualname__.split(".")[0], time.perf_counter() - started)
     return jitted
@@ -123,16 +132,16 @@ _told = []
 
 def _tell_fault(fault):
     """Say once in a process that the cache does not work."""
+    if _told:
+        return
+    _told.append(fault)
     if isinstance(fault, RuntimeError):  # Numba found no folder to keep a cache in
-        log.debug("no cache of compiled kernels: %s", fault)
-    elif not _told:
-        _told.append(fault)
-        warnings.warn(
-            f"numbagn: the cache of compiled kernels cannot be used ({type(fault).__name__}: {fault}); "
-            "compiled without it. Delete its files, or set NUMBA_CACHE_DIR to a private writable folder.",
-            RuntimeWarning,
-            stacklevel=_outside(),
-        )
+        reason = "there is no folder to keep compiled kernels in, so each process compiles them anew"
+        cure = "Set NUMBA_CACHE_DIR to a private writable folder, or NUMBAGN_CACHE=0."
+    else:
+        reason = f"the cache of compiled kernels cannot be used ({type(fault).__name__}: {fault})"
+        cure = "Compiled anew; where this comes again, delete its files or set NUMBA_CACHE_DIR to a private folder."
+    warnings.warn(f"numbagn: {reason}. {cure}", RuntimeWarning, stacklevel=_outside())
 
 
 def _outside():

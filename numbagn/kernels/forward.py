@@ -11,14 +11,17 @@ from .._dtypes import RESULT_KINDS
 from .compiled import entry
 from .forward_first import steps_first
 from .forward_last import steps_last
-from .geometry import CHANNELS_FIRST, FIRST, G, LAST, N, SLOT, SLOTS, UNITS
+from .geometry import (
+    AT, BATCH, B_N, CHANNELS_FIRST, FIRST, G, LAST, MASK_N, RES_N, SAMPLE, SKIP_N, SLOT, SLOTS, UNITS, W_N, X_N, Y_N,
+)  # fmt: skip
+from .masks import mask_pointer
 from .memory import absent, offset, pointer, values
 from .phases import steps_of_unit
 from .vectors import code
 
 
 @entry
-def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, parallel, sources):
+def forward_kernel(layout, x_kind, skip_kind, residual_kind, mask_kind, activation, parallel, sources):
     """Make the forward kernel of one specialisation; all arguments are integers, so that it can be cached.
 
     The kernel reads flat arrays (storage kinds as given, parameters and scratch in the accumulator's type, statistics
@@ -26,30 +29,39 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, activation, paralle
     """
     y_kind = RESULT_KINDS[x_kind]
 
-    def forward(dims, eps, x, skip, residual, y, weight, bias, work, scratch):
+    def forward(dims, eps, x, skip, residual, y, weight, bias, mask, work, scratch):
         if sources == 0:
             return
-        count = dims[N] * dims[G]
-        mean, rstd, partial = work[:count], work[count : 2 * count], work[2 * count :]
-        for phase in range(dims[FIRST], dims[LAST]):
-            steps = dims[UNITS] * steps_of_unit(phase, dims)
-            tasks = min(steps, dims[SLOTS]) if parallel else 1
-            # over the (n, g) blocks or parts of them, a stretch of neighbours to each task
+        problems, common = dims.shape[0], dims[0]
+        count = common[BATCH] * common[G]
+        for phase in range(common[FIRST], common[LAST]):
+            steps = common[UNITS] * steps_of_unit(phase, common) if problems == 1 else problems
+            tasks = min(steps, common[SLOTS]) if parallel else 1
+            # over the (n, g) blocks or parts of them, or over problems, a stretch of neighbours to each task
             for t in prange(tasks):
                 low, high = t * steps // tasks, (t + 1) * steps // tasks
+                slot = offset(values(scratch), t * common[SLOT])
                 px, py = pointer(x, x_kind), pointer(y, y_kind)
                 ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
                 pr = absent(px) if residual_kind < 0 else pointer(residual, residual_kind)
-                slot = offset(values(scratch), t * dims[SLOT])
-                if layout == CHANNELS_FIRST:
-                    steps_first(
-                        phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial,
-                        code(activation),
-                    )  # fmt: skip
-                else:
-                    steps_last(
-                        phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial,
-                        code(activation),
-                    )  # fmt: skip
+                pm = mask_pointer(mask, mask_kind)
+                for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
+                    own = dims[q]
+                    n = own[SAMPLE]
+                    mean, rstd = work[n * own[G] : count], work[count + n * own[G] : 2 * count]
+                    first, last = (low, high) if problems == 1 else (0, own[UNITS] * steps_of_unit(phase, own))
+                    ox, os, om = offset(px, n * own[X_N]), offset(ps, n * own[SKIP_N]), offset(pm, n * own[MASK_N])
+                    ores, oy = offset(pr, n * own[RES_N]), offset(py, n * own[Y_N])
+                    w, b, partial = weight[n * own[W_N] :], bias[n * own[B_N] :], work[2 * count + own[AT] :]
+                    if layout == CHANNELS_FIRST:
+                        steps_first(
+                            phase, first, last, own, eps, ox, os, ores, oy, om, slot, w, b, mean, rstd, partial,
+                            code(activation),
+                        )  # fmt: skip
+                    else:
+                        steps_last(
+                            phase, first, last, own, eps, ox, os, ores, oy, om, slot, w, b, mean, rstd, partial,
+                            code(activation),
+                        )  # fmt: skip
 
     return forward

@@ -2,8 +2,8 @@
 
 from .compiled import device
 from .geometry import (
-    B_C, B_N, C, D, DENSE, G, KEEP_M2, PART, PARTS, PAST, PIECES, PITCH, RES_N, RES_R, ROW, RUN, S, SETTLE, SKIP_N,
-    SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
+    B_C, B_N, C, CHANNELS_LAST, D, DENSE, G, KEEP_M2, MASK_C, MASK_N, MASK_R, PART, PARTS, PAST, PIECES, PITCH, RES_N,
+    RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import accumulate, doubles_at, lanes, load, offset, splat, store_one, streamed
 from .moments import coefficients, difference, final_shift, rstd_of, settle, shifts
@@ -14,36 +14,39 @@ from .vectors import fma
 
 
 @device
-def sum_column(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, pitch, count):
+def sum_column(dims, px, ps, pm, ix, i_skip, im, rows, positions, slot, sums, c, count):
     """Add `rows` rows of the vector at c to that column's sums."""
+    pitch, x_step, skip_step = dims[PITCH], positions * dims[X_R], positions * dims[SKIP_R]
+    mask_step = positions * dims[MASK_R]
+    ix, i_skip, im = ix + c, i_skip + c, im + c * dims[MASK_C]
     k, k_skip = load(slot, c, None), load(slot, pitch + c, None)
     s = splat(px, 0.0)
     q = s
-    for r in range(rows):
-        d = difference(px, ps, ix + r * x_stride + c, i_skip + r * skip_stride + c, k, k_skip, count)
+    for _ in range(rows):
+        d = difference(px, ps, pm, ix, i_skip, im, k, k_skip, count)
         s, q = s + d, fma(d, d, q)
+        ix, i_skip, im = ix + x_step, i_skip + skip_step, im + mask_step
     accumulate(sums, c, s)
     accumulate(sums, pitch + c, q)
 
 
 @device
-def sum_columns(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, pitch):
+def sum_columns(dims, px, ps, pm, ix, i_skip, im, rows, positions, slot, sums, c):
     """`sum_column` for two whole vectors side by side."""
-    c1 = c + lanes(px)
-    k0, k1, j0, j1 = (
-        load(slot, c, None),
-        load(slot, c1, None),
-        load(slot, pitch + c, None),
-        load(slot, pitch + c1, None),
-    )
+    width, pitch, x_step, skip_step = lanes(px), dims[PITCH], positions * dims[X_R], positions * dims[SKIP_R]
+    mask_step, mask_width = positions * dims[MASK_R], lanes(px) * dims[MASK_C]
+    c1 = c + width
+    ix, i_skip, im = ix + c, i_skip + c, im + c * dims[MASK_C]
+    k0, k1 = load(slot, c, None), load(slot, c1, None)
+    j0, j1 = load(slot, pitch + c, None), load(slot, pitch + c1, None)
     s0 = splat(px, 0.0)
     q0, s1, q1 = s0, s0, s0
     for _ in range(rows):
-        d0 = difference(px, ps, ix + c, i_skip + c, k0, j0, None)
-        d1 = difference(px, ps, ix + c1, i_skip + c1, k1, j1, None)
+        d0 = difference(px, ps, pm, ix, i_skip, im, k0, j0, None)
+        d1 = difference(px, ps, pm, ix + width, i_skip + width, im + mask_width, k1, j1, None)
         s0, q0 = s0 + d0, fma(d0, d0, q0)
         s1, q1 = s1 + d1, fma(d1, d1, q1)
-        ix, i_skip = ix + x_stride, i_skip + skip_stride
+        ix, i_skip, im = ix + x_step, i_skip + skip_step, im + mask_step
     accumulate(sums, c, s0)
     accumulate(sums, pitch + c, q0)
     accumulate(sums, c1, s1)
@@ -51,16 +54,16 @@ def sum_columns(px, ps, ix, i_skip, rows, x_stride, skip_stride, slot, sums, c, 
 
 
 @device
-def sum_parts_last(dims, n, low, high, px, ps, slot, partial):
+def sum_parts_last(dims, n, low, high, px, ps, pm, slot, partial):
     """Sums per group over parts low .. high - 1 of sample n, each PART positions.
 
     Scratch: K and K of skip for each value of a row, then the float64 sums.
     """
     c_count, d_count, row, pitch, width = dims[C], dims[D], dims[ROW], dims[PITCH], lanes(px)
-    x_base, skip_base = n * dims[X_N], n * dims[SKIP_N]
+    x_base, skip_base, m_base = n * dims[X_N], n * dims[SKIP_N], n * dims[MASK_N]
     for g in range(dims[G]):
         start = g * d_count
-        shift, shift_skip = shifts(px, ps, x_base + start, skip_base + start, dims[S], dims[X_R], dims[SKIP_R], d_count)
+        shift, shift_skip = shifts(dims, CHANNELS_LAST, px, ps, x_base + start, skip_base + start)
         for c in range(start, start + d_count):
             store_one(slot, c, shift)
             store_one(slot, pitch + c, shift_skip)
@@ -68,7 +71,6 @@ def sum_parts_last(dims, n, low, high, px, ps, slot, partial):
     repeat(offset(slot, pitch), c_count, row)
     sums = doubles_at(offset(slot, 2 * pitch))
     positions = row // c_count
-    x_step, skip_step = positions * dims[X_R], positions * dims[SKIP_R]
     for k in range(low, high):
         clear(sums, 0, 2 * pitch)
         r, end = k * dims[PART], min((k + 1) * dims[PART], dims[S])
@@ -76,16 +78,16 @@ def sum_parts_last(dims, n, low, high, px, ps, slot, partial):
             rows, length = min(ROWS_IN_REGISTERS, (end - r) // positions), row
             if rows == 0:  # the last positions do not fill a row
                 rows, length = 1, (end - r) * c_count
-            ix, i_skip = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R]
+            ix, i_skip, im = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R], m_base + r * dims[MASK_R]
             c = 0
             while c + 2 * width <= length:
-                sum_columns(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch)
+                sum_columns(dims, px, ps, pm, ix, i_skip, im, rows, positions, slot, sums, c)
                 c += 2 * width
             while c + width <= length:
-                sum_column(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch, None)
+                sum_column(dims, px, ps, pm, ix, i_skip, im, rows, positions, slot, sums, c, None)
                 c += width
             if c < length:
-                sum_column(px, ps, ix, i_skip, rows, x_step, skip_step, slot, sums, c, pitch, length - c)
+                sum_column(dims, px, ps, pm, ix, i_skip, im, rows, positions, slot, sums, c, length - c)
             r += rows * positions
         fold(sums, c_count, row)
         fold(offset(sums, pitch), c_count, row)
@@ -96,12 +98,13 @@ def sum_parts_last(dims, n, low, high, px, ps, slot, partial):
 
 
 @device
-def settle_block_last(dims, n, px, ps, partial, mean, rstd, eps):
+def settle_block_last(dims, n, px, ps, pm, partial, mean, rstd, eps):
     """Mean and rstd (or M2) of every group of sample n from the partial sums, added in order."""
-    g_count, d_count, s_count = dims[G], dims[D], dims[S]
+    g_count, d_count = dims[G], dims[D]
     for g in range(g_count):
         x_base, skip_base = n * dims[X_N] + g * d_count, n * dims[SKIP_N] + g * d_count
-        shift, shift_skip = shifts(px, ps, x_base, skip_base, s_count, dims[X_R], dims[SKIP_R], d_count)
+        m_base = n * dims[MASK_N] + g * d_count * dims[MASK_C]
+        shift, shift_skip = shifts(dims, CHANNELS_LAST, px, ps, x_base, skip_base)
         total, squares = 0.0, 0.0
         for k in range(dims[PARTS]):
             at = 2 * ((n * dims[PARTS] + k) * g_count + g)
@@ -109,14 +112,14 @@ def settle_block_last(dims, n, px, ps, partial, mean, rstd, eps):
             squares += partial[at + 1]
         u, at = n * g_count + g, 2 * (n * dims[PARTS] * g_count + g)
         mean[u], partial[at + 1], m2 = settle(
-            px, ps, x_base, skip_base, s_count, dims[X_R], dims[SKIP_R], d_count, shift, shift_skip, total, squares, eps
+            dims, CHANNELS_LAST, px, ps, pm, x_base, skip_base, m_base, shift, shift_skip, total, squares, eps
         )
-        rstd[u] = m2 if dims[KEEP_M2] != 0 else rstd_of(m2 / (s_count * d_count), eps)
-        partial[at] = final_shift(px, ps, x_base, s_count, dims[X_R], d_count, mean[u])
+        rstd[u] = m2 if dims[KEEP_M2] != 0 else rstd_of(m2 / (d_count * dims[VALID]), eps)
+        partial[at] = final_shift(dims, CHANNELS_LAST, px, ps, x_base, mean[u])
 
 
 @device
-def write_pieces_last(dims, n, low, high, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
+def write_pieces_last(dims, n, low, high, px, ps, pr, py, pm, slot, weight, bias, mean, rstd, partial, act):
     """Pieces low .. high - 1 of sample n, each RUN positions, the last first.
 
     Scratch: both half shifts, scale and shift for each value of a row, and again for the vector after it.
@@ -142,40 +145,46 @@ def write_pieces_last(dims, n, low, high, px, ps, pr, py, slot, weight, bias, me
         for r in range(start, start + rows):
             ix, i_skip = n * dims[X_N] + r * dims[X_R], n * dims[SKIP_N] + r * dims[SKIP_R]
             ir, iy = n * dims[RES_N] + r * dims[RES_R], n * dims[Y_N] + r * dims[Y_R]
-            write_span(dims, ix, i_skip, ir, iy, length, px, ps, pr, py, slot, act)
+            im = n * dims[MASK_N] + r * dims[MASK_R]
+            write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, pm, slot, act)
 
 
 @device
-def write_span(dims, ix, i_skip, ir, iy, length, px, ps, pr, py, slot, act):
+def write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, pm, slot, act):
     """y for `length` consecutive values, the first at the beginning of a row, in whole aligned vectors."""
-    width, row, pitch = lanes(px), dims[ROW], dims[PITCH]
+    width, row, pitch, m_step = lanes(px), dims[ROW], dims[PITCH], dims[MASK_C]
     i, c = 0, 0
     aligned, past = aligned_from(dims, py, iy, 0, length)
     while i < length:
         if i >= aligned:
             last = min(length - width, i + row - 1 - c)
             while i <= last:
-                write_column(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, slot, c, pitch, None, act, past)
+                write_column(
+                    px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i * m_step, slot, c, pitch, None, act,
+                    past,
+                )  # fmt: skip
                 i, c = i + width, c + width
             if c >= row:
                 c -= row
                 continue
         count = (aligned if i < aligned else length) - i
         if count > 0:
-            write_column(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, slot, c, pitch, count, act, 0)
+            write_column(
+                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i * m_step, slot, c, pitch, count, act, 0
+            )
             i, c = i + count, c + count
 
 
 @device
-def write_column(px, ps, pr, py, ix, i_skip, ir, iy, slot, c, pitch, count, act, past):
+def write_column(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, slot, c, pitch, count, act, past):
     """y for one vector whose coefficients stand at c of the tables."""
     h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
     scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
-    write_vector(px, ps, pr, py, ix, i_skip, ir, iy, count, h, h_skip, scale, shift, act, past)
+    write_vector(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, count, h, h_skip, scale, shift, act, past)
 
 
 @device
-def steps_last(phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act):
+def steps_last(phase, low, high, dims, eps, px, ps, pr, py, pm, slot, weight, bias, mean, rstd, partial, act):
     """Channels last: steps low .. high - 1 of a phase, taken together as far as they are of one sample."""
     parts, pieces, per_sample = dims[PARTS], dims[PIECES], steps_of_unit(phase, dims)
     while low < high:
@@ -183,12 +192,12 @@ def steps_last(phase, low, high, dims, eps, px, ps, pr, py, slot, weight, bias, 
         count = min(high - low, per_sample - first)
         if phase in (WHOLE, SUM):
             until = parts if phase == WHOLE else first + count
-            sum_parts_last(dims, n, first, until, px, ps, slot, partial)
+            sum_parts_last(dims, n, first, until, px, ps, pm, slot, partial)
         if phase in (WHOLE, SETTLE):
-            settle_block_last(dims, n, px, ps, partial, mean, rstd, eps)
+            settle_block_last(dims, n, px, ps, pm, partial, mean, rstd, eps)
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
-            write_pieces_last(dims, n, first, until, px, ps, pr, py, slot, weight, bias, mean, rstd, partial, act)
+            write_pieces_last(dims, n, first, until, px, ps, pr, py, pm, slot, weight, bias, mean, rstd, partial, act)
         low += count
     if dims[PAST] != 0:
         streamed()

@@ -4,20 +4,14 @@ A load widens to the accumulator's type, a store rounds to the kind; half types 
 Numba has no half arrays.
 """
 
-import platform
-from types import SimpleNamespace
-
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
-from numba import config, types
+from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic, models, register_model
 
 from .._dtypes import STORED
-from .vectors import F32, F32X16, F64, F64X8, I1, I32, I64, head_mask, llvm_vector, splat_int, splat_scalar
-
-X86 = platform.machine().lower() in ("x86_64", "amd64")
-I8, I16, F16 = ir.IntType(8), ir.IntType(16), ir.HalfType()
+from .kinds import I8, I16, KINDS, X86, to_double_lanes
+from .vectors import F32, F64, F64X8, I1, I32, I64, head_mask, llvm_vector, splat_scalar
 
 
 class Pointer(types.Type):
@@ -33,124 +27,6 @@ class Pointer(types.Type):
 class PointerModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, I8.as_pointer())
-
-
-# ------------------------------------------------------------------------------------- storage kinds: widen and narrow
-
-
-def _converts_halves():
-    """Whether the processor Numba compiles for converts float16; LLVM else calls a function that is not there."""
-    if not X86:
-        return True
-    if config.CPU_NAME is None and config.CPU_FEATURES is None:
-        return bool(get_host_cpu_features().get("f16c"))
-    return "+f16c" in (config.CPU_FEATURES or "")
-
-
-CONVERTS_HALVES = _converts_halves()
-
-
-def _widen_f16(builder, raw, vector):
-    if CONVERTS_HALVES:
-        return builder.fpext(builder.bitcast(raw, llvm_vector(vector, F16)), llvm_vector(vector))
-    # exponent and mantissa moved into place make the number but for 2**112, subnormal ones too
-    wide, floats = llvm_vector(vector, I32), llvm_vector(vector)
-    bits = builder.zext(raw, wide)
-    size = builder.shl(builder.and_(bits, splat_int(wide, 0x7FFF)), splat_int(wide, 13))
-    scaled = builder.fmul(builder.bitcast(size, floats), ir.Constant(floats, [2.0**112] * vector.lanes))
-    size_bits = builder.bitcast(scaled, wide)
-    special = builder.icmp_unsigned(">=", size, splat_int(wide, 0x7C00 << 13))
-    size_bits = builder.select(special, builder.or_(size_bits, splat_int(wide, 0x7F800000)), size_bits)
-    sign = builder.shl(builder.and_(bits, splat_int(wide, 0x8000)), splat_int(wide, 16))
-    return builder.bitcast(builder.or_(size_bits, sign), floats)
-
-
-def _narrow_f16(builder, value, vector):
-    if CONVERTS_HALVES:
-        return builder.bitcast(builder.fptrunc(value, llvm_vector(vector, F16)), llvm_vector(vector, I16))
-    wide, floats = llvm_vector(vector, I32), llvm_vector(vector)
-    bits = builder.bitcast(value, wide)
-    size = builder.and_(bits, splat_int(wide, 0x7FFFFFFF))
-    odd = builder.and_(builder.lshr(size, splat_int(wide, 13)), splat_int(wide, 1))
-    # to nearest even, the exponent 112 less
-    normal = builder.add(size, builder.add(odd, splat_int(wide, (0xFFF - (112 << 23)) & 0xFFFFFFFF)))
-    normal = builder.lshr(normal, splat_int(wide, 13))
-    # added to 1/2, a number below 2**-14 is rounded to multiples of 2**-24, which are counted from there
-    half = ir.Constant(floats, [0.5] * vector.lanes)
-    counted = builder.bitcast(builder.fadd(builder.bitcast(size, floats), half), wide)
-    counted = builder.sub(counted, splat_int(wide, 0x3F000000))
-    small = builder.icmp_unsigned("<", size, splat_int(wide, 0x38800000))
-    large = builder.icmp_unsigned(">=", size, splat_int(wide, 0x477FF000))
-    nan = builder.icmp_unsigned(">", size, splat_int(wide, 0x7F800000))
-    special = builder.select(nan, splat_int(wide, 0x7E00), splat_int(wide, 0x7C00))
-    result = builder.select(large, special, builder.select(small, counted, normal))
-    sign = builder.and_(builder.lshr(bits, splat_int(wide, 16)), splat_int(wide, 0x8000))
-    return builder.trunc(builder.or_(result, sign), llvm_vector(vector, I16))
-
-
-def _widen_bf16(builder, raw, vector):
-    wide = llvm_vector(vector, I32)
-    return builder.bitcast(builder.shl(builder.zext(raw, wide), splat_int(wide, 16)), llvm_vector(vector))
-
-
-def _narrow_bf16(builder, value, vector):
-    """Round to nearest even with integers: the hardware's own instruction flushes subnormal numbers to zero.
-
-    A NaN that arithmetic has made has its first mantissa bit set, so that cutting off the others leaves a NaN.
-    """
-    wide = llvm_vector(vector, I32)
-    bits = builder.bitcast(value, wide)
-    odd = builder.and_(builder.lshr(bits, splat_int(wide, 16)), splat_int(wide, 1))
-    rounded = builder.add(bits, builder.add(odd, splat_int(wide, 0x7FFF)))
-    kept = builder.select(builder.fcmp_unordered("uno", value, value), bits, rounded)
-    return builder.trunc(builder.lshr(kept, splat_int(wide, 16)), llvm_vector(vector, I16))
-
-
-def _from_unsigned(builder, raw, vector):
-    # by way of signed 32-bit integers, for which AVX2 has an instruction
-    return builder.sitofp(builder.zext(raw, llvm_vector(vector, I32)), llvm_vector(vector))
-
-
-def _from_signed(builder, raw, vector):
-    return builder.sitofp(builder.sext(raw, llvm_vector(vector, I32)), llvm_vector(vector))
-
-
-def _same(builder, value, vector):
-    return value
-
-
-# Half a vector, on the way to float64.
-EIGHT_FLOATS = SimpleNamespace(scalar=F32X16.scalar, lanes=8)
-
-
-def _to_double(builder, value, vector):
-    return builder.fpext(value, llvm_vector(vector, F64))
-
-
-# kind: (what a load gives, element in memory, memory -> accumulator, accumulator -> memory; None: only read)
-KINDS = {
-    "float16": (F32X16, I16, _widen_f16, _narrow_f16),
-    "bfloat16": (F32X16, I16, _widen_bf16, _narrow_bf16),
-    "float32": (F32X16, F32, _same, _same),
-    "float64": (F64X8, F64, _same, _same),
-    "uint8": (F32X16, I8, _from_unsigned, None),
-    "int8": (F32X16, I8, _from_signed, None),
-    "uint16": (F32X16, I16, _from_unsigned, None),
-    "int16": (F32X16, I16, _from_signed, None),
-}
-
-
-def _wide(kind):
-    """The kind for the same memory whose loads give float64."""
-    _, element, widen, _ = KINDS[kind]
-
-    def to_double(builder, raw, vector):
-        return _to_double(builder, widen(builder, raw, EIGHT_FLOATS), vector)
-
-    return F64X8, element, to_double, None
-
-
-KINDS |= {f"wide {kind}": _wide(kind) for kind in KINDS if KINDS[kind][0] == F32X16}
 
 
 def _address(builder, pointer, element, index):
@@ -207,7 +83,7 @@ def doubles_at(typingctx, ptr):
 @intrinsic
 def offset(typingctx, ptr, index):
     """The pointer to ptr[index]."""
-    element = KINDS[ptr.kind][1]
+    element = KINDS[ptr.kind][1] if ptr.kind in KINDS else I8  # a mask
 
     def codegen(context, builder, sig, args):
         return builder.bitcast(_address(builder, args[0], element, args[1]), I8.as_pointer())
@@ -244,13 +120,34 @@ def load(typingctx, ptr, index, count):
         if count == types.none:
             value = builder.load(place, align=_align(element))
         else:
-            mask = head_mask(builder, vector.lanes, args[2])
-            fnty = ir.FunctionType(raw, [place.type, I32, mask.type, raw])
-            fn = cgutils.get_or_insert_function(builder.module, fnty, _masked_name("load", raw))
-            value = builder.call(fn, [place, I32(_align(element)), mask, ir.Constant(raw, None)])
+            value = _masked_load(builder, place, element, head_mask(builder, vector.lanes, args[2]))
         return widen(builder, value, vector)
 
     return vector(ptr, types.int64, count), codegen
+
+
+def _masked_load(builder, place, element, mask):
+    raw = ir.VectorType(element, mask.type.count)
+    fnty = ir.FunctionType(raw, [place.type, I32, mask.type, raw])
+    fn = cgutils.get_or_insert_function(builder.module, fnty, _masked_name("load", raw))
+    return builder.call(fn, [place, I32(_align(element)), mask, ir.Constant(raw, None)])
+
+
+@intrinsic
+def load_from(typingctx, ptr, index, first, count):
+    """Like `load` of `count` lanes, but zeros before lane `first`, and nothing is read there either."""
+    vector, element, widen, _ = KINDS[ptr.kind]
+
+    def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return ir.Constant(llvm_vector(vector), None)
+        raw = ir.VectorType(element, vector.lanes)
+        place = builder.bitcast(_address(builder, args[0], element, args[1]), raw.as_pointer())
+        mask = head_mask(builder, vector.lanes, args[3])
+        mask = builder.and_(mask, builder.not_(head_mask(builder, vector.lanes, args[2])))
+        return widen(builder, _masked_load(builder, place, element, mask), vector)
+
+    return vector(ptr, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -261,7 +158,7 @@ def store(typingctx, ptr, index, value, count):
     """
     vector, element, _, narrow = KINDS[ptr.kind]
     if value.scalar.bitwidth < vector.scalar.bitwidth:
-        vector, narrow = value, _to_double
+        vector, narrow = value, to_double_lanes
 
     def codegen(context, builder, sig, args):
         if ptr.absent:
@@ -292,6 +189,21 @@ def accumulate(typingctx, ptr, index, value):
         return context.get_dummy_value()
 
     return types.none(ptr, types.int64, value), codegen
+
+
+@intrinsic
+def prefetch(typingctx, ptr, index):
+    """Ask for the line of ptr[index] to come to the second cache; it need not be memory of ours, and no fault comes."""
+    element = KINDS[ptr.kind][1]
+
+    def codegen(context, builder, sig, args):
+        place = builder.bitcast(_address(builder, args[0], element, args[1]), I8.as_pointer())
+        fnty = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
+        fn = cgutils.get_or_insert_function(builder.module, fnty, "llvm.prefetch.p0")
+        builder.call(fn, [place, I32(0), I32(2), I32(1)])
+        return context.get_dummy_value()
+
+    return types.none(ptr, types.int64), codegen
 
 
 @intrinsic

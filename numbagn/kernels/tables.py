@@ -1,6 +1,6 @@
 """What stands for each element or channel: parameters, and tables in a task's scratch."""
 
-from .compiled import device
+from .compiled import device, inlined
 from .geometry import B_C, B_N, C, PITCH, S, W_C, W_N
 from .memory import accumulate, lanes, load, load_one, offset, splat, store, store_one, values
 from .vectors import lane_sum
@@ -17,7 +17,7 @@ def along(ptr, base, i, stride, count):
     return load(ptr, base + i, count)
 
 
-@device
+@inlined
 def expand(dims, n, expanded, width, weight, bias, slot):
     """Where channels are short, but not single elements: weight and bias of sample n for each element, in `slot`.
 

@@ -1,0 +1,230 @@
+"""The backward pass where a channel is one element (layer norm of rows) and all samples share the parameters.
+
+A unit is a stretch of PART samples with sums per channel of its own, so that they need no memory for each sample. They
+are gathered in the accumulator's type, in the task's scratch, for SAMPLES_TOGETHER samples before float64 takes over. A
+group of a sample is walked in pieces of RUN elements, each with its share of m1 and m2.
+"""
+
+from .backward_first import write_pieces_first
+from .compiled import device, inlined
+from .geometry import (
+    B_C, C, CHANNELS_FIRST, D, DY_N, G, N, PART, PAST, PIECES, PITCH, RES_N, RUN, SKIP_N, SUM, UNITS, WHOLE, WRITE,
+    W_C, X_N,
+)  # fmt: skip
+from .memory import absent, accumulate, lanes, load, load_one, splat, store, store_one, streamed, values
+from .moments import CHUNK, coefficients, final_shift
+from .phases import steps_of_unit
+from .results import upstream
+from .tables import along, clear
+from .vectors import doubles, fma, lane_sum
+
+# As many additions as a lane of a chunk of the statistics has.
+SAMPLES_TOGETHER = 16
+
+
+@device
+def sample(dims, n, g, px, ps, mean, rstd):
+    """What a vector of group g of sample n is read with: where the sample begins, and the coefficients of x_hat."""
+    u = n * dims[G] + g
+    shift = final_shift(dims, CHANNELS_FIRST, px, ps, n * dims[X_N] + g * dims[D], mean[u])
+    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, shift, mean[u], 0.0, rstd[u])
+    return (
+        n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N],
+        splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2), splat(px, lack),
+    )  # fmt: skip
+
+
+@device
+def add_sample(one, i, count, pdy, px, ps, pr, w, b, dbias, dweight, m1, m2, act):
+    """Add what one sample's vector of channels from i on gives to each of the four sums."""
+    idy, ix, i_skip, ir, h, h_skip, rstd_2, lack = one
+    dz, d = upstream(
+        pdy, px, ps, pr, absent(px), idy + i, ix + i, i_skip + i, ir + i, ix, count, h, h_skip, rstd_2, w,
+        fma(w, lack, b), act,
+    )  # fmt: skip
+    x_hat, g = d + lack, w * dz
+    return dbias + dz, fma(dz, x_hat, dweight), m1 + g, fma(g, x_hat, m2)
+
+
+@device
+def add_vectors(one, two, i, j, second, count, pdy, px, ps, pr, slot, pw, w_step, pb, b_step, a0, a1, b0, b1, act):
+    """A vector of channels from i on, of one sample or two; its sums stand at slot[j] and slot[second + j]."""
+    w, b = along(pw, 0, i, w_step, count), along(pb, 0, i, b_step, count)
+    dbias, dweight = load(slot, j, count), load(slot, second + j, count)
+    dbias, dweight, a0, a1 = add_sample(one, i, count, pdy, px, ps, pr, w, b, dbias, dweight, a0, a1, act)
+    if two is not None:
+        dbias, dweight, b0, b1 = add_sample(two, i, count, pdy, px, ps, pr, w, b, dbias, dweight, b0, b1, act)
+    store(slot, j, dbias, count)
+    store(slot, second + j, dweight, count)
+    return a0, a1, b0, b1
+
+
+@device
+def sum_piece(dims, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bias, act):
+    """Sums of weight * dz and of weight * dz * x_hat over channels start .. stop - 1 of one sample, then of another.
+
+    dz and dz * x_hat are added to the two tables of the slot, where channel `at` stands first. Two samples together
+    load and store them half as often; the order of additions is that of one after the other.
+    """
+    width, second = lanes(px), dims[PITCH]
+    pw, w_step, pb, b_step = values(weight), dims[W_C], values(bias), dims[B_C]
+    zero = splat(px, 0.0)
+    a0_total = doubles(zero)
+    a1_total, b0_total, b1_total = a0_total, a0_total, a0_total
+    i = start
+    while i < stop:
+        end = min(i + CHUNK // 2, stop)
+        a0, a1, b0, b1 = zero, zero, zero, zero
+        while i + width <= end:
+            a0, a1, b0, b1 = add_vectors(
+                one, two, i, i - at, second, None, pdy, px, ps, pr, slot, pw, w_step, pb, b_step, a0, a1, b0, b1, act
+            )
+            i += width
+        if i < end:
+            a0, a1, b0, b1 = add_vectors(
+                one, two, i, i - at, second, end - i, pdy, px, ps, pr, slot, pw, w_step, pb, b_step, a0, a1, b0, b1, act
+            )
+            i = end
+        a0_total, a1_total = a0_total + doubles(a0), a1_total + doubles(a1)
+        b0_total, b1_total = b0_total + doubles(b0), b1_total + doubles(b1)
+    return lane_sum(a0_total), lane_sum(a1_total), lane_sum(b0_total), lane_sum(b1_total)
+
+
+@device
+def keep_sums(dims, k, first, start, stop, slot, sums):
+    """Add the slot's tables to channels start .. stop - 1 of unit k's sums, or begin them with it."""
+    width, to = lanes(slot), values(sums)
+    for row in range(2):
+        table, into = row * dims[PITCH] - start, (row * dims[UNITS] + k) * dims[C]
+        i = start
+        while i + width <= stop:
+            value = load(slot, table + i, None)
+            if first:
+                store(to, into + i, value, None)
+            else:
+                accumulate(to, into + i, value)
+            i += width
+        for c in range(i, stop):
+            store_one(to, into + c, load_one(slot, table + c) + (0.0 if first else load_one(to, into + c)))
+
+
+@inlined
+def sum_pieces(dims, n, both, g, low, high, at, pdy, px, ps, pr, slot, weight, bias, mean, rstd, shares, act):
+    """Pieces low .. high - 1 of group g of sample n, and of the next one if `both`."""
+    per_group = dims[PIECES] // dims[G]
+    to, following = 2 * (n * dims[PIECES] + g * per_group + low), 2 * dims[PIECES]
+    one = sample(dims, n, g, px, ps, mean, rstd)
+    two = sample(dims, n + both, g, px, ps, mean, rstd)
+    for piece in range(low, high):
+        start = g * dims[D] + piece * dims[RUN]
+        stop = min(start + dims[RUN], (g + 1) * dims[D])
+        if both:
+            a0, a1, b0, b1 = sum_piece(dims, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bias, act)
+            shares[to + following], shares[to + following + 1] = b0, b1
+        else:
+            a0, a1, _, _ = sum_piece(dims, one, None, start, stop, at, pdy, px, ps, pr, slot, weight, bias, act)
+        shares[to], shares[to + 1] = a0, a1
+        to += 2
+
+
+@device
+def settle_sample(dims, n, g, px, ps, mean, block, shares):
+    """m1, m2 and the shift of x of one group of a sample."""
+    u, per_group, m1, m2 = n * dims[G] + g, dims[PIECES] // dims[G], 0.0, 0.0
+    for at in range(2 * u * per_group, 2 * (u + 1) * per_group, 2):
+        m1 += shares[at]
+        m2 += shares[at + 1]
+    shift = final_shift(dims, CHANNELS_FIRST, px, ps, n * dims[X_N] + g * dims[D], mean[u])
+    block[3 * u], block[3 * u + 1], block[3 * u + 2] = m1 / dims[D], m2 / dims[D], shift
+
+
+@inlined
+def walk_unit(
+    whole, dims, k, g, piece, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, shares, act
+):  # fmt: skip
+    """Sum one piece over the samples of unit k, or if `whole` all of them, and write each sample while it is near."""
+    per_group, low = dims[PIECES] // dims[G], k * dims[PART]
+    high, until_g, until = min(low + dims[PART], dims[N]), g + 1, piece + 1
+    start = g * dims[D] + piece * dims[RUN]
+    stop = min(start + dims[RUN], (g + 1) * dims[D])
+    if whole:
+        until_g, until, stop = dims[G], per_group, dims[C]
+    n = low
+    while n < high:
+        if (n - low) % SAMPLES_TOGETHER == 0:
+            clear(slot, 0, 2 * dims[PITCH])
+        both = int(n + 1 < high)
+        for h in range(g, until_g):
+            sum_pieces(
+                dims, n, both, h, piece, until, start, pdy, px, ps, pr, slot, weight, bias, mean, rstd, shares, act
+            )
+            if whole:
+                for m in range(n, n + 1 + both):
+                    settle_sample(dims, m, h, px, ps, mean, block, shares)
+                    write_pieces_first(
+                        dims,
+                        m,
+                        h,
+                        0,
+                        per_group,
+                        pdy,
+                        px,
+                        ps,
+                        pr,
+                        pdx,
+                        pdr,
+                        pm,
+                        slot,
+                        weight,
+                        bias,
+                        mean,
+                        rstd,
+                        block,
+                        act,
+                    )
+        n += 1 + both
+        if (n - low) % SAMPLES_TOGETHER == 0 or n == high:
+            keep_sums(dims, k, n - low <= SAMPLES_TOGETHER, start, stop, slot, sums)
+
+
+@device
+def steps_rows(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act):
+    """Single positions: steps low .. high - 1 of a phase; a step of SUM or WRITE is one piece of a unit's samples."""
+    per_unit, per_group = steps_of_unit(phase, dims), dims[PIECES] // dims[G]
+    shares = block[3 * dims[N] * dims[G] :]
+    for step in range(low, high):
+        k, g, piece = step // per_unit, step % per_unit // per_group, step % per_unit % per_group
+        if phase in (WHOLE, SUM):
+            walk_unit(
+                phase == WHOLE, dims, k, g, piece, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums,
+                block, shares, act,
+            )  # fmt: skip
+            continue
+        for n in range(k * dims[PART], min((k + 1) * dims[PART], dims[N])):
+            if phase == WRITE:
+                write_pieces_first(
+                    dims,
+                    n,
+                    g,
+                    piece,
+                    piece + 1,
+                    pdy,
+                    px,
+                    ps,
+                    pr,
+                    pdx,
+                    pdr,
+                    pm,
+                    slot,
+                    weight,
+                    bias,
+                    mean,
+                    rstd,
+                    block,
+                    act,
+                )
+            else:
+                for h in range(dims[G]):
+                    settle_sample(dims, n, h, px, ps, mean, block, shares)
+    if dims[PAST] != 0:
+        streamed()

@@ -1,0 +1,58 @@
+"""Masks: bytes that say which positions are valid."""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.extending import intrinsic
+
+from .kinds import I8
+from .memory import Pointer
+from .vectors import I1
+
+# How a mask's bytes belong to values: one to each, or one to all of a row.
+MASKS = ("no mask", "mask of values", "mask of rows")
+
+
+@intrinsic(prefer_literal=True)
+def mask_pointer(typingctx, array, kind):
+    """The data pointer of an array of bytes, a mask of the kind numbered `kind` in MASKS; `array` as for `pointer`."""
+    result = Pointer(MASKS[kind.literal_value], absent=kind.literal_value == 0)
+
+    def codegen(context, builder, sig, args):
+        data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
+        return builder.bitcast(data, I8.as_pointer())
+
+    return result(array, kind), codegen
+
+
+@intrinsic
+def is_valid(typingctx, ptr, index):
+    """Whether the mask is set at ptr[index]; true where there is no mask."""
+
+    def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return I1(1)
+        return builder.icmp_unsigned("!=", builder.load(builder.gep(args[0], [args[1]])), I8(0))
+
+    return types.boolean(ptr, types.int64), codegen
+
+
+@intrinsic
+def only_valid(typingctx, ptr, index, value):
+    """`value` with zeros in the lanes that a mask is not set for; ptr[index] is what belongs to the first lane.
+
+    All lanes are read: masks have a margin of 64 bytes on both sides.
+    """
+
+    def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return args[2]
+        place = builder.gep(args[0], [args[1]])
+        none = ir.Constant(args[2].type, None)
+        if ptr.kind == "mask of rows":
+            return builder.select(builder.icmp_unsigned("!=", builder.load(place), I8(0)), args[2], none)
+        raw = ir.VectorType(I8, value.lanes)
+        mask = builder.load(builder.bitcast(place, raw.as_pointer()), align=1)
+        return builder.select(builder.icmp_unsigned("!=", mask, ir.Constant(raw, None)), args[2], none)
+
+    return value(ptr, types.int64, value), codegen
