@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _schedule
+from ._arrays import view
 from ._problem import Problem, shown
 from ._rows import Rows
 from ._threads import limit
@@ -85,6 +86,8 @@ def _lengths(lengths: Any, p: Problem, spatial: list[int]) -> Array:
     if not spatial:
         raise ValueError(f"lengths must not be given where x has no positions, got x of shape {p.shape}")
     most = p.shape[spatial[0]]
+    if not isinstance(lengths, np.ndarray) and hasattr(lengths, "__dlpack__"):
+        lengths = view("lengths", lengths)
     if not isinstance(lengths, (np.ndarray, list, tuple)) or isinstance(lengths, np.ma.MaskedArray):
         raise TypeError(f"lengths must be an array or a list of {p.N} integers, got {shown(lengths)}")
     try:
@@ -104,6 +107,8 @@ def _lengths(lengths: Any, p: Problem, spatial: list[int]) -> Array:
 
 
 def _mask(mask: Any, p: Problem) -> Array:
+    if not isinstance(mask, np.ndarray) and hasattr(mask, "__dlpack__"):
+        mask = view("mask", mask)
     if not isinstance(mask, np.ndarray) or isinstance(mask, np.ma.MaskedArray):
         raise TypeError(f"mask must be a numpy.ndarray of bool, got {shown(mask)}")
     if mask.dtype != np.bool_:

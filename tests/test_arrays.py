@@ -82,6 +82,18 @@ def test_parts_by_the_moments_of_the_whole(rng, one_thread, kind):
     assert_same(numbagn.normalize(x, numbagn.Moments(*map(to, m)), to(weight)), want, np.asarray)
 
 
+def test_rows_and_padded_batches(rng, one_thread, kind):
+    to, back, _ = kind
+    x, weight = normal(rng, SHAPE, np.float32), normal(rng, 6, np.float32)
+    assert_same(numbagn.layer_norm(to(x), 6, to(weight)), numbagn.layer_norm(x, 6, weight), back)
+    assert_same(numbagn.LayerNorm(6)(to(x)), numbagn.layer_norm(x, 6), back)
+    assert_same(numbagn.instance_norm(to(x)), numbagn.instance_norm(x), back)
+    for name, value in (("lengths", np.array([5, 3], np.int32)), ("mask", rng.random((2, 1, 5, 6)) < 0.5)):
+        want = numbagn.group_norm(x, G, **{name: value})
+        assert_same(numbagn.group_norm(to(x), G, **{name: to(value)}), want, back)
+        assert_same(numbagn.group_norm(x, G, **{name: to(value)}), want, np.asarray)
+
+
 def test_layout_is_kept(rng, one_thread):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x = to_torch(normal(rng, SHAPE, np.float32)).to(memory_format=torch.channels_last)

@@ -129,6 +129,35 @@ def test_channels_last(rng, chunks):
     assert same_bits(np.ascontiguousarray(np.moveaxis(as_view.compute(), 1, -1)), y)
 
 
+@pytest.mark.parametrize("chunks", [(2, 3, 4, 10), (5, 8, 5, 3), (1, 8, 12, 10)])
+@pytest.mark.parametrize("normalized", [10, (12, 10), SHAPE])
+def test_rows_of_layer_norm(rng, chunks, normalized):
+    sizes = normalized if isinstance(normalized, tuple) else (normalized,)
+    x, weight, bias = (normal(rng, shape, np.float32) for shape in (SHAPE, sizes, sizes))
+    want = numbagn.layer_norm(x, normalized, weight, bias, skip=x)
+    lazy = da.from_array(x, chunks)
+    for parameters in ((weight, bias), (da.from_array(weight, 2), da.from_array(bias, 3))):
+        y = numbagn.layer_norm(lazy, normalized, *parameters, skip=lazy)
+        assert isinstance(y, da.Array)
+        assert y.shape == SHAPE
+        assert same_bits(y.compute(), want)
+    layer = numbagn.LayerNorm(sizes, weight_init=weight, bias_init=bias)
+    _, saved = layer.forward(x, skip=x)
+    y, lazily_saved = layer.forward(lazy, skip=lazy)
+    statistics = lazily_saved.mean, lazily_saved.rstd
+    assert all(s.shape == SHAPE[: 4 - len(sizes)] for s in statistics)
+    for got, value in zip(dask.compute(y, *statistics), (want, saved.mean, saved.rstd), strict=True):
+        assert same_bits(np.asarray(got), value)
+
+
+def test_instance_norm_and_layers(rng):
+    x = normal(rng, SHAPE, np.float32)
+    lazy = da.from_array(x, (2, 3, 12, 10))
+    assert same_bits(numbagn.instance_norm(lazy).compute(), numbagn.instance_norm(x))
+    layer = numbagn.InstanceNorm(8, activation="relu")
+    assert same_bits(layer(lazy).compute(), layer(x))
+
+
 def test_layout_of_chunks_is_kept(rng):
     strides = []
     for chunks in ((2, 8, 12, 10), (2, 8, 5, 10)):
@@ -210,6 +239,8 @@ REFUSED = {
     "residual": ({"residual": [1.0]}, TypeError, "residual must be a numpy.ndarray, got builtins.list"),
     "out": ({"out": np.ones(SHAPE, np.float32)}, TypeError, "out must be None where x is a Dask array"),
     "lazy out": ({"out": da.ones(SHAPE)}, TypeError, "out must be None where x is a Dask array"),
+    "lengths": ({"lengths": [1, 2, 3, 4, 5]}, TypeError, "lengths must be None where x is a Dask array"),
+    "mask": ({"mask": np.ones((5, 1, 12, 10), bool)}, TypeError, "mask must be None where x is a Dask array"),
     "dtype": ({"x": da.ones(SHAPE, dtype=complex)}, TypeError, "x must have dtype float16, .*got complex128"),
     "dimensions": ({"x": da.ones(8)}, ValueError, "x must have at least 2 dimensions"),
     "masked": ({"x": da.ma.masked_greater(da.ones(SHAPE), 2)}, TypeError, "x must have chunks of numpy.ndarray, got"),
@@ -227,10 +258,12 @@ def test_refused_at_once(name):
 def test_unknown_sizes_of_positions_are_refused():
     x = da.ones((5, 8, 12), chunks=3)
     x = x[:, :, x[0, 0] > 0]
-    with pytest.raises(
-        ValueError, match=r"^x must have known sizes but for the batch, got shape .*compute_chunk_sizes"
-    ):
+    with pytest.raises(ValueError, match=r"^x must have known sizes after axis 0, got .*compute_chunk_sizes"):
         numbagn.group_norm(x, G)
+    with pytest.raises(ValueError, match=r"^x must have known sizes after axis 1, got .*compute_chunk_sizes"):
+        numbagn.layer_norm(x, 12)
+    with pytest.raises(ValueError, match=r"^x must have normalized_shape \(7,\) as its last dimensions"):
+        numbagn.layer_norm(da.ones((5, 8)), 7)
 
 
 def test_backward_and_lazy_operands_of_arrays_in_memory_are_refused(rng):
