@@ -44,7 +44,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def run(code, layer="omp", **variables):
     if layer == "tbb":
         variables["LD_LIBRARY_PATH"] = str(TBB.parent)
-    done = shell(code=BEGIN + code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4", **variables)
+    done = shell(code=BEGIN + code, **{"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4"} | variables)
     # ended processes of a pool leave Numba's semaphore to the tracker, which says so, as Numba does of forks under TBB
     usual = ("resource_tracker", "warnings.warn", "Attempted to fork from a non-main thread")
     said = [line for line in done.stderr.splitlines() if not any(words in line for words in usual)]
