@@ -63,7 +63,8 @@ def _torch_back(array: np.ndarray, like: Any) -> Any:
 
 def _torch_written(out: Any) -> None:
     """Tell torch's autograd, which then refuses to use what was there before."""
-    sys.modules["torch"].autograd.graph.increment_version(out)
+    if not out.is_inference():  # those have no gradients to spoil
+        sys.modules["torch"].autograd.graph.increment_version(out)
 
 
 def _bfloat16(name: str) -> np.dtype:
@@ -231,15 +232,15 @@ def as_array(name: str, value: Any) -> np.ndarray:
 
 
 def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: str = "x") -> Result:
-    """Call a public function with NumPy's views of its arrays; results are of the kind of the argument `lead`.
+    """Call a function with NumPy's views of its arrays; results are of the kind of the argument `lead`.
 
-    A public function begins with::
+    A function that is to take arrays of all kinds begins with::
 
         if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
             return in_kind(this_function, locals())
 
-    and then has a plain `x` and `out`; `as_array` takes the others in any kind. Results that are not plain arrays or
-    tuples of them are passed on as they are.
+    and then has a plain `x` and `out`; `as_array` takes the others in any kind. Only results that are plain arrays, or
+    tuples of them, are turned into others.
     """
     leader, out = arguments[lead], arguments.get("out")
     row = _family(lead, leader)

@@ -119,9 +119,23 @@ def _mask(mask: Any, p: Problem) -> Array:
 
 
 @lru_cache(maxsize=4096)
-def _share(direction: str, layout: int, *sizes: int) -> dict[str, int]:
-    share: dict[str, int] = getattr(_schedule, direction)(layout, 1, *sizes)
+def _share(direction: str, layout: int, C: int, G: int, itemsize: int, S: int, dense: bool) -> dict[str, int]:
+    """How the work on one sample is shared out."""
+    share: dict[str, int] = getattr(_schedule, direction)(layout, 1, C, G, S, itemsize, dense)
     return share
+
+
+@lru_cache(maxsize=4096)
+def _row(*key: Any) -> Array:
+    """The fields that follow from the size of a sample."""
+    share = _share(*key)
+    return np.array([share.get(field, 0) for field in FIELDS], np.int64)
+
+
+# Fields that are the same for all samples: what no schedule says.
+SHARED = [
+    i for i, field in enumerate(FIELDS) if field in ("C", "G", "D", "BATCH") or field.endswith(("_N", "_R", "_C"))
+]
 
 
 def tables(
@@ -129,8 +143,8 @@ def tables(
 ) -> tuple[list[Table], int, int, Array]:
     """(runs of the kernel, values of partial sums they need, the kind of mask, its bytes).
 
-    `common` has the fields that are the same for all samples; `sums_of_part` is how many sums a sample has for each
-    part.
+    `common` has the fields that are the same for all samples, and whether y or dx goes past the caches;
+    `sums_of_part` is how many sums a sample has for each part.
     """
     kind, mask = NO_MASK, NOTHING
     if v.mask is not None:
@@ -142,35 +156,33 @@ def tables(
     sizes = [p.S] * len(samples) if v.lengths is None else [int(v.counts[n]) for n in samples]
     cut = p.layout == CHANNELS_FIRST and p.C > 1
     itemsize = p.result.itemsize
-    shares = [_share(direction, p.layout, p.C, p.G, S, itemsize, dense and not (cut and S < p.S)) for S in sizes]
-
-    rows = np.repeat(common, len(samples), axis=0)
-    columns = {field: [share[field] for share in shares] for field in shares[0] if field in FIELDS}
-    ends = np.cumsum(np.array(columns["PARTS"]) * sums_of_part)
-    columns |= {"N": [1] * len(samples), "S": sizes, "SAMPLE": samples, "AT": [0, *ends[:-1]]}
-    columns["VALID"] = [int(v.counts[n]) for n in samples]
+    key = direction, p.layout, p.C, p.G, itemsize
+    rows = np.stack([_row(*key, S, dense and not (cut and S < p.S)) for S in sizes])
+    rows[:, SHARED] = common[0, SHARED]
+    rows[:, FIELDS.index("PAST")] = common[0, FIELDS.index("PAST")]
+    ends = np.cumsum(rows[:, FIELDS.index("PARTS")] * sums_of_part)
+    columns: dict[str, Any] = {"N": 1, "S": sizes, "SAMPLE": samples, "AT": [0, *ends[:-1]], "VALID": v.counts[samples]}
     if v.mask is not None:
         spots = [_spots(v.mask[n]) for n in samples]
         columns |= {f"SPOT_{i}": [spot[i] for spot in spots] for i in range(4)}
         elements = kind == OF_VALUES and (p.layout != CHANNELS_FIRST or p.S < FEW_POSITIONS)
         row, first = p.rows[0], p.layout == CHANNELS_FIRST
-        columns["MASK_N"] = [p.C * p.S if elements else p.S] * len(samples)
-        columns["MASK_R"] = [row if elements else 0 if first else 1] * len(samples)
-        columns["MASK_C"] = [int(kind == OF_VALUES)] * len(samples)
-    if not common[0, FIELDS.index("PAST")]:
-        columns.pop("PAST")
+        columns["MASK_N"] = p.C * p.S if elements else p.S
+        columns["MASK_R"] = row if elements else 0 if first else 1
+        columns["MASK_C"] = int(kind == OF_VALUES)
     for field, values in columns.items():
         rows[:, FIELDS.index(field)] = values
 
     if sum(sizes) * p.C * itemsize >= ALONE_BYTES * len(samples) or len(samples) == 1:
-        runs = [
-            Table(rows[i : i + 1], share["PARALLEL"], share["SLOTS"] * share["SLOT"]) for i, share in enumerate(shares)
-        ]
+        runs = []
+        for i, S in enumerate(sizes):
+            share = _share(*key, S, dense and not (cut and S < p.S))
+            runs.append(Table(rows[i : i + 1], share["PARALLEL"], share["SLOTS"] * share["SLOT"]))
     else:
         enough = sum(sizes) * p.C * itemsize >= _schedule.PARALLEL_BYTES
         lanes = limit() if enough else 1
         slots = _schedule.TASKS_PER_THREAD * lanes if lanes > 1 else 1
-        slot = max(columns["SLOT"])
+        slot = int(rows[:, FIELDS.index("SLOT")].max())
         for field, value in (("FIRST", 0), ("LAST", 1), ("SLOTS", slots), ("SLOT", slot)):
             rows[:, FIELDS.index(field)] = value
         runs = [Table(rows, int(lanes > 1), slots * slot)]

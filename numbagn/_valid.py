@@ -7,7 +7,7 @@ import numpy as np
 
 from ._dtypes import STORED
 from ._loading import kernels
-from ._operands import dense, dims_of, flat_of, kind_of, runner, statistics_of, values_of
+from ._operands import dense, dims_of, flat_of, kind_of, runner, share_of, statistics_of, values_of
 from ._padded import Valid, clear_invalid, tables
 from ._problem import ACTIVATIONS, Problem
 from .kernels.geometry import FIELDS
@@ -31,7 +31,12 @@ def forward_valid(
     kernel_of = kernels("forward").forward_kernel
     arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": y}
     runs, size, kind, mask = tables(
-        "forward", p, v, dims_of(p, {"PAST": 1}, w, b, **arrays), dense(p, **arrays), 2 * p.G
+        "forward",
+        p,
+        v,
+        dims_of(p, share_of("forward", p, p.layout, **arrays), w, b, **arrays),
+        dense(p, **arrays),
+        2 * p.G,
     )
     count = p.N * p.G
     work = np.empty(2 * count + size)
@@ -72,7 +77,12 @@ def backward_valid(
     assert dx is not None
     assert dy is not None
     runs, size, kind, mask = tables(
-        "backward", p, v, dims_of(p, {"PAST": 1}, w, b, **arrays), dense(p, **arrays), 2 * p.C
+        "backward",
+        p,
+        v,
+        dims_of(p, share_of("backward", p, p.layout, **arrays), w, b, **arrays),
+        dense(p, **arrays),
+        2 * p.C,
     )
     work = np.empty(size + 3 * p.N * p.G + 2 * p.C)
     gradients = np.empty(2 * p.C, p.dtype.accumulator)

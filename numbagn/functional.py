@@ -82,6 +82,13 @@ def group_norm(
     infinity becomes NaN, no other does; a constant group becomes the bias, also with ``eps=0``. The bits of the result
     do not depend on the number of threads, on the other samples of the batch, or on `out`.
 
+    Arrays of other libraries in CPU memory are taken wherever arrays are, without a copy: tensors of torch that require
+    no gradients, arrays of JAX (not as `out`), and those of any library that keeps to the array API standard. Results
+    are of x's kind; statistics for JAX arrays are NumPy's unless JAX has float64. For a Dask array they are Dask
+    arrays: each chunk is a call of its own where chunks cut the batch only, and normalized by the merged moments of all
+    chunks where they cut positions too; chunks that cut groups are lengthened to the ends of groups first. Their bits
+    depend on the chunks' sizes then.
+
     References
     ----------
     .. [1] Wu, Y. and He, K. (2018). Group Normalization. https://arxiv.org/abs/1803.08494

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array
+from ._arrays import as_array, in_kind
 from ._dtypes import STORED
 from ._loading import kernels
 from ._operands import dense, dims_of, flat_of, runner, scratch_of, share_of, statistics_of, target_of, values_of
@@ -154,8 +154,8 @@ def group_moments(
     Returns
     -------
     Moments
-        A named tuple ``(count, mean, M2)`` of (N, G) float64 arrays. A chunk without positions has count, mean and M2
-        0.
+        A named tuple ``(count, mean, M2)`` of (N, G) float64 arrays, NumPy's whatever kind the chunk is of. A chunk
+        without positions has count, mean and M2 0.
 
     Raises
     ------
@@ -257,6 +257,8 @@ def normalize(
     512 values at a time. For float64 the rounding of the mean to float64 is felt: half a unit of its last place,
     divided by the deviation. A group of no values (count 0) gives NaN.
     """
+    if type(chunk) is not np.ndarray or (out is not None and type(out) is not np.ndarray):
+        return in_kind(normalize, locals(), "chunk")
     moments = _checked("m", m)
     p = problem(chunk, 1, eps, channel_axis, activation, "chunk")
     samples, groups = moments.mean.shape

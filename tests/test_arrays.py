@@ -6,7 +6,7 @@ import types
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import DTYPES, in_layout, normal, same_bits
+from cases import DTYPES, normal, same_bits
 from command_line import shell
 
 import numbagn
@@ -80,16 +80,16 @@ def kind(request):
     return KINDS[request.param]
 
 
-def arguments(rng, dtype=np.float32, layout="channels_first"):
+def arguments(rng):
     """All arrays a forward pass takes."""
-    arrays = {name: in_layout(normal(rng, SHAPE, dtype), layout) for name in ("x", "skip", "residual")}
+    arrays = {name: normal(rng, SHAPE, np.float32) for name in ("x", "skip", "residual")}
     return arrays | {"weight": normal(rng, 8, np.float32), "bias": normal(rng, (2, 8), np.float32)}
 
 
-def backward_arguments(rng, dtype=np.float32, layout="channels_first"):
-    given = arguments(rng, dtype, layout)
+def backward_arguments(rng):
+    given = arguments(rng)
     _, mean, rstd = numbagn.group_norm_forward(**given, num_groups=G)
-    return given | {"dy": in_layout(normal(rng, SHAPE, dtype), layout), "mean": mean, "rstd": rstd}
+    return given | {"dy": normal(rng, SHAPE, np.float32), "mean": mean, "rstd": rstd}
 
 
 def assert_same(got, want, to_numpy):
@@ -103,14 +103,15 @@ def test_results_are_of_the_kind_of_x_and_have_the_bits_of_numpy(rng, one_thread
     to, back, dtypes = kind
     if dtype not in dtypes:
         pytest.skip("a dtype these arrays do not have")
-    for function, make in (
-        (numbagn.group_norm, arguments), (numbagn.group_norm_forward, arguments),
-        (numbagn.group_norm_backward, backward_arguments),
+    x, dy = (normal(rng, SHAPE, DTYPES[dtype]) for _ in range(2))
+    forward = {"x": x, "weight": normal(rng, 8, np.float32), "bias": normal(rng, (2, 8), np.float32)}
+    _, mean, rstd = numbagn.group_norm_forward(**forward, num_groups=G)
+    for function, arrays in (
+        (numbagn.group_norm, forward), (numbagn.group_norm_forward, forward),
+        (numbagn.group_norm_backward, forward | {"dy": dy, "mean": mean, "rstd": rstd}),
     ):  # fmt: skip
-        given = make(rng, DTYPES[dtype])
-        want = function(**given, num_groups=G, activation="silu")
-        theirs = {name: to(value) for name, value in given.items()}
-        assert_same(function(**theirs, num_groups=G, activation="silu"), want, back)
+        theirs = {name: to(value) for name, value in arrays.items()}
+        assert_same(function(**theirs, num_groups=G), function(**arrays, num_groups=G), back)
 
 
 def test_kinds_may_be_mixed(rng, one_thread, kind):
@@ -122,6 +123,23 @@ def test_kinds_may_be_mixed(rng, one_thread, kind):
             got = function(**given | {name: to(value)}, num_groups=G)
             assert_same(got, want, back if name == "x" else np.asarray)
             assert name == "x" or all(type(result) is np.ndarray for result in got)
+
+
+def test_integers_give_float32_of_the_kind_of_x(rng, one_thread, kind):
+    to, back, _ = kind
+    x = rng.integers(0, 256, SHAPE, np.uint8)
+    assert_same(numbagn.group_norm(to(x), G), numbagn.group_norm(x, G), back)
+
+
+def test_parts_by_the_moments_of_the_whole(rng, one_thread, kind):
+    to, back, _ = kind
+    x = normal(rng, SHAPE, np.float32)
+    weight = normal(rng, 8, np.float32)
+    m = numbagn.group_moments(to(x), G)
+    assert all(same_bits(got, want) for got, want in zip(m, numbagn.group_moments(x, G), strict=True))
+    want = numbagn.normalize(x, m, weight)
+    assert_same(numbagn.normalize(to(x), m, to(weight)), want, back)
+    assert_same(numbagn.normalize(x, numbagn.Moments(*map(to, m)), to(weight)), want, np.asarray)
 
 
 def test_layout_is_kept(rng, one_thread):
@@ -203,6 +221,15 @@ def test_autograd_is_told_of_what_was_written(rng, one_thread):
     assert numbagn.group_norm(x, G, out=x) is x
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_out_in_inference_mode(rng, one_thread):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x = normal(rng, SHAPE, np.float32)
+    with torch.inference_mode():
+        out = torch.empty(SHAPE)
+        assert numbagn.group_norm(x, G, out=out) is out
+    assert same_bits(out.numpy(), numbagn.group_norm(x, G))
 
 
 def test_out_of_a_wrong_kind_is_refused_and_nothing_written(rng):

@@ -271,3 +271,19 @@ def test_memory_maps(rng, one_thread, tmp_path):
     assert numbagn.group_norm(in_place, 4, out=in_place) is in_place
     in_place.flush()
     assert same_bits(np.load(tmp_path / "x.npy"), want)
+
+
+@pytest.mark.parametrize(
+    "huge",
+    [
+        np.broadcast_to(np.float32(1), (1 << 21, 4, 1 << 22)),  # must be copied first
+        np.broadcast_to(np.ones((1, 4, 8), np.float32), (1 << 40, 4, 8)),  # can be read where it is
+        np.broadcast_to(np.ones((1, 8, 4), np.float16), (1 << 40, 8, 4)).transpose(0, 2, 1),
+    ],
+    ids=["a copy", "channels first", "channels last"],
+)
+def test_what_is_larger_than_memory_is_a_memory_error(huge):
+    with pytest.raises(MemoryError):
+        numbagn.group_norm(huge, 2)
+    with pytest.raises(MemoryError):
+        numbagn.group_norm(huge, 2, mask=np.ones(1, bool))

@@ -49,8 +49,8 @@ def settle_block_first(dims, n, g, px, ps, pm, partial, mean, rstd, eps):
 def one_vector_blocks(dims, low, high, eps, px, ps, pr, py, pm, slot, weight, bias, mean, rstd, act):
     """Blocks low .. high - 1 whole, where each is at most one vector and its channels are shorter than that.
 
-    Three times as fast as step by step: (64, 48, 5) in groups of three channels took 74 us. There is no mask here, so any
-    index stands for its own; a literal one would have its callees compiled again.
+    Three times as fast as step by step: (64, 48, 5) in groups of three channels took 74 us. There is no mask here, so
+    any index stands for its own; a literal one would have its callees compiled again.
     """
     size, n, g, expanded = dims[D] * dims[S], low // dims[G], low % dims[G], -1
     for u in range(low, high):
