@@ -212,7 +212,10 @@ def problem(
 
 def shown(value: Any) -> str:
     """What came, for a message: one line, and not all of a large array."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of 4301 digits; what cannot show itself
+        return f"what cannot be shown, of {type(value).__qualname__}"
     return text if len(text) <= 80 else f"{text[:60]}... ({type(value).__qualname__})"
 
 
@@ -230,7 +233,8 @@ def channel_axis_of(channel_axis: Any, ndim: int) -> int:
     """The channel axis counted from the front."""
     axis = integer("channel_axis", channel_axis)
     if not -ndim <= axis < ndim:
-        raise ValueError(f"channel_axis must be from 1 to {ndim - 1} or negative for {ndim} dimensions, got {axis}")
+        allowed = f"from 1 to {ndim - 1} or negative for {ndim} dimensions"
+        raise ValueError(f"channel_axis must be {allowed}, got {shown(axis)}")
     axis %= ndim
     if axis == 0:
         raise ValueError(
@@ -244,8 +248,8 @@ def groups_of(num_groups: Any, channels: int) -> int:
     groups = integer("num_groups", num_groups)
     if groups < 1 or channels % groups:
         divisors = [g for g in range(1, channels + 1) if channels % g == 0] if channels <= 1 << 16 else []
-        allowed = f"one of {', '.join(map(str, divisors))}" if divisors else f"a positive divisor of {channels}"
-        raise ValueError(f"num_groups must divide the {channels} channels: {allowed}; got {groups}")
+        allowed = f"one of {', '.join(map(str, divisors))}" if divisors else f"a positive divisor of {shown(channels)}"
+        raise ValueError(f"num_groups must divide the {shown(channels)} channels: {allowed}; got {shown(groups)}")
     return groups
 
 

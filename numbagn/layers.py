@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ._layer import Init, Layer, Saved
-from ._problem import channel_axis_of, groups_of, integer
+from ._problem import channel_axis_of, groups_of, integer, shown
 from ._rows import ROWS, normalized
 
 __all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "Saved"]
@@ -75,7 +75,7 @@ class GroupNorm(Layer):
     ) -> None:
         channels = integer("num_channels", num_channels)
         if channels < 1:
-            raise ValueError(f"num_channels must be positive, got {channels}")
+            raise ValueError(f"num_channels must be positive, got {shown(channels)}")
         self.num_channels = channels
         self.num_groups = groups_of(num_groups, channels)
         self.channel_axis = integer("channel_axis", channel_axis)

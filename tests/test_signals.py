@@ -3,8 +3,9 @@
 import os
 
 import pytest
+import test_threads
 from command_line import shell
-from test_threads import LAYERS, TBB
+from test_threads import LAYERS
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -42,12 +43,7 @@ def beat():
 
 
 def run(code, layer="omp", **variables):
-    if layer == "tbb":
-        variables["LD_LIBRARY_PATH"] = str(TBB.parent)
-    places = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4"} | variables
-    done = shell(code=BEGIN + code, **places)
-    assert (done.returncode, done.stderr) == (0, ""), (done.returncode, done.stderr)
-    return done.stdout.split()
+    return test_threads.run(code, layer, BEGIN, **variables)
 
 
 def test_ctrl_c_while_compiling():
@@ -71,7 +67,7 @@ def free():
     global_compiler_lock.release()
 
 for kind, count in (("compile", 1), ("run_pass", 2), ("llvm_lock", 1), ("compile", 4), ("run_pass", 150),
-                    ("llvm_lock", 400), ("compiler_lock", 200)):
+                    ("compiler_lock", 200)):
     try:
         with event.install_listener("numba:" + kind, At(count)):
             numbagn.group_norm(x, 2, activation="silu")

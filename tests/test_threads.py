@@ -41,10 +41,10 @@ LAYERS = [
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
-def run(code, layer="omp", **variables):
+def run(code, layer="omp", begin=BEGIN, **variables):
     if layer == "tbb":
         variables["LD_LIBRARY_PATH"] = str(TBB.parent)
-    done = shell(code=BEGIN + code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4", **variables)
+    done = shell(code=begin + code, **{"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4"} | variables)
     # ended processes of a pool leave Numba's semaphore to the tracker, which says so, as Numba does of forks under TBB
     usual = ("resource_tracker", "warnings.warn", "Attempted to fork from a non-main thread")
     said = [line for line in done.stderr.splitlines() if not any(words in line for words in usual)]
@@ -70,6 +70,30 @@ for t in threads: t.join()
 print(len(ok), all(ok), numba.threading_layer())
 """
     assert run(code, layer) == ["9", "True", layer]
+
+
+@pytest.mark.parametrize("cache", ["0", "1"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_many_python_threads_race_on_the_first_call(layer, cache):
+    """On the import of Numba, the start of its threads and the kernels, compiled or loaded."""
+    begin = """
+import signal, threading
+import numpy as np, numbagn
+signal.alarm(100)
+"""
+    code = """
+x = np.random.default_rng(0).standard_normal((8, 16, 48, 50)).astype(np.float32)
+barrier, results = threading.Barrier(8), []
+def work(i):
+    barrier.wait()
+    results.append((i, numbagn.group_norm(x if i % 2 else x[i : i + 1], 4)))
+threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+for t in threads: t.start()
+for t in threads: t.join()
+want = np.concatenate([numbagn.group_norm(x[i : i + 1], 4) for i in range(8)])
+print(len(results), all((y == (want if i % 2 else want[i])).all() for i, y in results))
+"""
+    assert run(code, layer, begin, NUMBAGN_CACHE=cache) == ["8", "True"]
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._problem import groups_of, integer
+from .._problem import groups_of, integer, shown
 
 __all__ = ["channel_order"]
 
@@ -56,6 +56,6 @@ def channel_order(num_channels: int, num_groups: int) -> np.ndarray[Any, np.dtyp
     """
     channels = integer("num_channels", num_channels)
     if channels < 1:
-        raise ValueError(f"num_channels must be positive, got {channels}")
+        raise ValueError(f"num_channels must be positive, got {shown(channels)}")
     groups = groups_of(num_groups, channels)
     return np.arange(channels).reshape(channels // groups, groups).T.reshape(-1)
