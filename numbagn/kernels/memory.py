@@ -11,6 +11,8 @@ from llvmlite.binding import get_host_cpu_features
 from numba import config, types
 from numba.core import cgutils
 from numba.core.extending import intrinsic, models, register_model
+from numba.core.imputils import impl_ret_borrowed
+from numba.np.arrayobj import populate_array
 
 from .._dtypes import STORED
 from .vectors import F32, F32X16, F64, F64X8, I1, I32, I64, head_mask, llvm_vector, splat_int, splat_scalar
@@ -146,6 +148,26 @@ def pointer(typingctx, array, kind):
         return builder.bitcast(data, I8.as_pointer())
 
     return result(array, kind), codegen
+
+
+@intrinsic
+def line(typingctx, array):
+    """All of a compiled caller's `array`, of any strides, as the type of array that kernels are compiled for.
+
+    It begins where `array` does, which it keeps alive; its length is the number of elements.
+    """
+    result = types.Array(array.dtype, 1, "C")
+
+    def codegen(context, builder, sig, args):
+        source = context.make_array(array)(context, builder, args[0])
+        flat = context.make_array(result)(context, builder)
+        populate_array(
+            flat, data=source.data, shape=[source.nitems], strides=[source.itemsize], itemsize=source.itemsize,
+            meminfo=source.meminfo,
+        )  # fmt: skip
+        return impl_ret_borrowed(context, builder, result, flat._getvalue())
+
+    return result(array), codegen
 
 
 @intrinsic
