@@ -23,7 +23,7 @@ def init() -> None:
 
 def _given(kind: Any) -> bool:
     """Whether the argument of that type is there; it comes as its default value where it is left out."""
-    return not (kind is None or isinstance(kind, types.NoneType) or getattr(kind, "value", kind) is None)
+    return kind != types.none and getattr(kind, "value", kind) is not None
 
 
 def _array(name: str, kind: Any, ndims: tuple[int, ...] = ()) -> None:
@@ -40,8 +40,13 @@ def _number(name: str, kind: Any, what: str, *kinds: type) -> None:
 
 @overload(group_norm)
 def _group_norm(
-    x, num_groups, weight=None, bias=None, eps=1e-5, channel_axis=1, activation=None, skip=None, residual=None, out=None
-):  # type: ignore[no-untyped-def] # fmt: skip
+    x: Any, num_groups: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, channel_axis: Any = 1,
+    activation: Any = None, skip: Any = None, residual: Any = None, out: Any = None,
+) -> Any:  # fmt: skip
+    """Check the types; the code is `kernels.inside.forward_call`, and what values it takes.
+
+    The options can be given by position, too: Numba's overloads know no others.
+    """
     _array("x", x)
     if x.ndim < 2:
         raise TypingError(f"x must have at least 2 dimensions (N, C, ...), got {x.ndim}")
@@ -54,8 +59,8 @@ def _group_norm(
     for name, kind in (("skip", skip), ("residual", residual)):
         if _given(kind):
             raise TypingError(f"{name} must be None in compiled functions, got {kind}")
-    name = getattr(activation, "literal_value", None)
-    if _given(activation) and name not in ACTIVATIONS[1:]:
+    function = getattr(activation, "literal_value", None)
+    if _given(activation) and function not in ACTIVATIONS[1:]:
         allowed = ", ".join(map(repr, ACTIVATIONS))
         raise TypingError(f"activation must be one of {allowed}, written out in compiled functions, got {activation}")
     if _given(out):
@@ -71,12 +76,12 @@ def _group_norm(
     first = int(x.layout == "C" and getattr(channel_axis, "value", channel_axis) == 1 and not _given(out))
     weight, bias, out = (kind if _given(kind) else types.none for kind in (weight, bias, out))
     signature = x, types.int64, weight, bias, types.float64, types.int64, out
-    forward = linked(forward_call, signature, first, ACTIVATIONS.index(name), 0)
+    forward = linked(forward_call, signature, first, ACTIVATIONS.index(function), 0)
 
     def call(
-        x, num_groups, weight=None, bias=None, eps=1e-5, channel_axis=1, activation=None, skip=None, residual=None,
-        out=None,
-    ):  # type: ignore[no-untyped-def] # fmt: skip
+        x: Any, num_groups: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, channel_axis: Any = 1,
+        activation: Any = None, skip: Any = None, residual: Any = None, out: Any = None,
+    ) -> Any:  # fmt: skip
         return forward((x, np.int64(num_groups), weight, bias, np.float64(eps), np.int64(channel_axis), out))
 
     return call

@@ -124,10 +124,7 @@ def last_work(N: int, C: int, S: int, itemsize: int, dense: bool) -> tuple[int, 
 
 def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool) -> dict[str, int]:
     """Shares of the forward pass; `dense`: no array has gaps between positions."""
-    if layout == CHANNELS_LAST:
-        numbers = last_work(N, C, S, itemsize, dense)
-    else:
-        numbers = first_work(N, C, G, S, itemsize)
+    numbers = last_work(N, C, S, itemsize, dense) if layout == CHANNELS_LAST else first_work(N, C, G, S, itemsize)
     work = dict(zip(WORK, numbers, strict=True))
     nbytes = N * C * S * itemsize
     # blocks of one vector have a loop of their own

@@ -63,7 +63,7 @@ def channels_first_strides(shape, strides, itemsize, axis):
     """Strides without gaps, the axes in the order samples, channels, positions."""
     order = strides
     for a in range(len(shape)):
-        order = tuple_setitem(order, a, -a)
+        order = tuple_setitem(order, a, len(shape) - a)
     order = tuple_setitem(tuple_setitem(order, 0, len(shape) + 1), axis, len(shape))
     return dense_strides(shape, order, itemsize)
 
@@ -103,10 +103,13 @@ def copy(to, array):
 
 @register_jitable
 def walkable(x, axis):
-    """(line, strides, layout, sample step, row step) of x, or of a copy where no kernel can walk its memory."""
+    """(line, strides, layout, sample step, row step) of x, or of a copy where no kernel can walk its memory.
+
+    Compiled code takes every array as aligned, so this does.
+    """
     memory, strides = line(x), x.strides
     layout, sample, row = described(x.shape, strides, x.itemsize, axis)
-    if layout < 0 or x.ctypes.data % x.itemsize:
+    if layout < 0:
         strides = dense_strides(x.shape, strides, x.itemsize)
         layout, sample, row = described(x.shape, strides, x.itemsize, axis)
         if layout < 0:
