@@ -142,21 +142,41 @@ def steps_in(
     Channels last: channels next to each other, positions C apart, or more where channels are FEW_CHANNELS or more.
     Samples lie anywhere.
     """
-    if any(stride % itemsize for stride in strides):
-        return None
+    fits, sample_step, row_step = walk(shape, strides, itemsize, channel_axis, order, layout)
+    return (sample_step, row_step) if fits else None
+
+
+def walk(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    itemsize: int,
+    channel_axis: int,
+    order: tuple[int, ...],
+    layout: int,
+) -> tuple[bool, int, int]:
+    """(whether there are any, sample step, row step) of `steps_in`. Compiled, too, for callers that Numba compiles."""
+    for stride in strides:
+        if stride % itemsize:
+            return False, 0, 0
     channels, channel_step = shape[channel_axis], strides[channel_axis] // itemsize
-    as_one = merged(shape, strides, order)
-    if as_one is None:
-        return None
-    positions, position_step = as_one[0], as_one[1] // itemsize
+    positions, position_step = 1, 0
+    for axis in order[::-1]:
+        if shape[axis] == 1:
+            continue
+        step = strides[axis] // itemsize
+        if positions == 1:
+            position_step = step
+        elif step != position_step * positions:
+            return False, 0, 0
+        positions *= shape[axis]
     sample_step = strides[0] // itemsize if shape[0] > 1 else 0
     if layout == CHANNELS_FIRST:
         gaps = channel_step >= positions >= FEW_POSITIONS
         fits = (positions == 1 or position_step == 1) and (channels == 1 or channel_step == positions or gaps)
-        return (sample_step, channel_step if channels > 1 else positions) if fits else None
+        return fits, sample_step, (channel_step if channels > 1 else positions)
     gaps = position_step >= channels >= FEW_CHANNELS
     fits = (channels == 1 or channel_step == 1) and (positions == 1 or position_step == channels or gaps)
-    return (sample_step, position_step) if fits else None
+    return fits, sample_step, position_step
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from pathlib import Path
 from ._threads import limit
 from .kernels.geometry import CHANNELS_LAST, FEW_CHANNELS, SINGLE_POSITION
 
-__all__ = ["backward", "cache_bytes", "forward"]
+__all__ = ["backward", "cache_bytes", "first_work", "forward", "forward_past_bytes", "last_work"]
 
 # Elements of one part: enough that its own cost is hidden (a call and a few float64 operations), few enough that a
 # block of some MiB feeds all threads. 16384 to 65536 measured the same.
@@ -51,6 +51,8 @@ SAMPLE_UNITS, SAMPLES_IN_UNIT = 32, 32
 # Elements of a piece of a row there, and of the longest sample that is walked whole: the second look at x and dy finds
 # them in a cache.
 ROW_PIECE, WHOLE_SAMPLE = 4096, 32768
+# What the shapes alone decide, as `first_work` and `last_work` give it.
+WORK = "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "ROW", "DENSE", "PITCH", "SLOT"
 # Tables of scratch, each PITCH values for a task: see the kernels.
 FORWARD_TABLES_LAST, BACKWARD_TABLES_LAST, TABLES_FIRST = 6, 9, 2
 
@@ -82,18 +84,15 @@ def _width(itemsize: int) -> int:
     return 8 if itemsize == 8 else 16
 
 
-def _rows(C: int, S: int, width: int, dense: bool, positions: int) -> dict[str, int]:
-    """Channels last: rows of whole vectors where channels are few, and parts of whole rows."""
+def _rows(C: int, S: int, width: int, positions: int) -> tuple[int, int, int, int]:
+    """Channels last, (ROW, PITCH, PART, PARTS): rows of whole vectors where channels are few, parts of whole rows."""
     together = 1
     if C < FEW_CHANNELS:  # of more, the last vector of a row wastes little if it is not whole
         together = width // gcd(C, width)
         together *= max(1, ROW_VALUES // (together * C))
     rows, parts = _parts(-(-S // together), max(positions, PART_ELEMENTS // C) // together or 1)
     row = together * C
-    return {
-        "ROW": row, "DENSE": int(dense), "PITCH": -(-row // width) * width + width,
-        "PART": rows * together, "PARTS": parts, "RUN": rows * together, "PIECES": parts,
-    }  # fmt: skip
+    return row, -(-row // width) * width + width, rows * together, parts
 
 
 def _elements(C: int, S: int, width: int) -> int:
@@ -116,28 +115,40 @@ def _shared(units: int, steps: int, nbytes: int, indivisible: bool = False) -> d
     }
 
 
+def first_work(N: int, C: int, G: int, S: int, itemsize: int, dense: bool) -> tuple[int, ...]:
+    """Channels first, the numbers named in WORK. Compiled, too, for callers that Numba compiles."""
+    part, parts = _parts(C // G * S, PART_ELEMENTS)
+    pitch = _elements(C, S, _width(itemsize))
+    return N * G, part, parts, parts, part, parts, 0, int(dense), pitch, TABLES_FIRST * pitch
+
+
+def last_work(N: int, C: int, S: int, itemsize: int, dense: bool) -> tuple[int, ...]:
+    """Channels last, the same."""
+    row, pitch, part, parts = _rows(C, S, _width(itemsize), PART_POSITIONS)
+    return N, part, parts, parts, part, parts, row, int(dense), pitch, FORWARD_TABLES_LAST * pitch
+
+
 def forward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool) -> dict[str, int]:
     """Shares of the forward pass; `dense`: no array has gaps between positions."""
-    size, width = C // G * S, _width(itemsize)
     if layout == CHANNELS_LAST:
-        work = {"UNITS": N} | _rows(C, S, width, dense, PART_POSITIONS)
-        work["SUMS"], work["SLOT"] = work["PARTS"], FORWARD_TABLES_LAST * work["PITCH"]
+        numbers = last_work(N, C, S, itemsize, dense)
     else:
-        part, parts = _parts(size, PART_ELEMENTS)
-        pitch = _elements(C, S, width)
-        work = {
-            "UNITS": N * G, "PART": part, "PARTS": parts, "SUMS": parts, "RUN": part, "PIECES": parts,
-            "PITCH": pitch, "SLOT": TABLES_FIRST * pitch, "DENSE": int(dense),
-        }  # fmt: skip
+        numbers = first_work(N, C, G, S, itemsize, dense)
+    work = dict(zip(WORK, numbers, strict=True))
     nbytes = N * C * S * itemsize
     # blocks of one vector have a loop of their own
-    indivisible = layout != CHANNELS_LAST and max(size, S + 1) <= width
+    indivisible = layout != CHANNELS_LAST and max(C // G * S, S + 1) <= _width(itemsize)
     share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], nbytes, indivisible)
     if share["PARALLEL"]:
         past = nbytes >= past_bytes(FORWARD_PAST_SHARE_PARALLEL, SHARED_CACHE_PAST_BYTES_PARALLEL)
     else:
-        past = nbytes >= past_bytes(FORWARD_PAST_SHARE, SHARED_CACHE_PAST_BYTES)
+        past = nbytes >= forward_past_bytes()
     return work | share | {"PAST": int(past)}
+
+
+def forward_past_bytes() -> float:
+    """Bytes of a result from which the serial forward pass stores it past the caches."""
+    return past_bytes(FORWARD_PAST_SHARE, SHARED_CACHE_PAST_BYTES)
 
 
 def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool) -> dict[str, int]:
@@ -147,8 +158,11 @@ def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: 
     if layout == SINGLE_POSITION:
         return _samples(N, C, G, width, 2 * nbytes) | {"PAST": past}
     if layout == CHANNELS_LAST:
-        work = {"UNITS": N} | _rows(C, S, width, dense, BACKWARD_PART_POSITIONS)
-        work["SUMS"], work["SLOT"] = work["PARTS"], BACKWARD_TABLES_LAST * work["PITCH"]
+        row, pitch, part, parts = _rows(C, S, width, BACKWARD_PART_POSITIONS)
+        work = {
+            "UNITS": N, "PART": part, "PARTS": parts, "SUMS": parts, "RUN": part, "PIECES": parts, "ROW": row,
+            "DENSE": int(dense), "PITCH": pitch, "SLOT": BACKWARD_TABLES_LAST * pitch,
+        }  # fmt: skip
     else:
         part, parts = _parts(S, PART_ELEMENTS)
         run, pieces = _parts(D * S, PART_ELEMENTS)

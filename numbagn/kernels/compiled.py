@@ -20,14 +20,15 @@ from .vectors import Code
 PACKAGE = __package__.partition(".")[0]
 log = logging.getLogger(PACKAGE)
 
-# No fastmath flag: see vectors. NumPy's error model: no test for zero at each division.
-OPTIONS = {"nogil": True, "error_model": "numpy"}
+# No fastmath flag: see vectors; said in so many words, since what is compiled for a user's function inherits that
+# function's flags where it has none of its own. NumPy's error model: no test for zero at each division.
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": False, "forceinline": False}
 # Callees are never called from Python and allocate nothing: without the wrappers and Numba's memory management they
 # compile in half the time.
 device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **OPTIONS)
 # What is called for each block, and from one place or two: a call passes fifty words, and four of them took as long as
 # the work on a row of 500 elements (62 ns against 30).
-inlined = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **OPTIONS)
+inlined = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **(OPTIONS | {"forceinline": True}))
 
 # ------------------------------------------------------------------------------------------------------- activations
 
@@ -67,19 +68,20 @@ at_fork(
 SOURCES = (
     "cache", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry", "moments",
     "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
-    "backward_last", "backward_rows",
+    "backward_last", "backward_rows", "inside", "links",
 )  # fmt: skip
 
 
 @functools.cache
-def sources_digest():
-    """A number that changes with the text of any kernel module.
+def sources_digest(*others):
+    """A number that changes with the text of any kernel module, and of `others`, files of the package.
 
     Numba's cache notices a changed entry point but not a changed callee; the digest is part of each entry point's
     closure and so of its key in the cache. Never 0.
     """
     text = b"".join(pkgutil.get_data(__package__, f"{name}.py") or b"" for name in SOURCES)
-    text += pkgutil.get_data(PACKAGE, "_dtypes.py") or b""  # the numbers that kinds are known by
+    for file in ("_dtypes.py", *others):  # the former has the numbers that kinds are known by
+        text += pkgutil.get_data(PACKAGE, file) or b""
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") | 1
 
 
@@ -87,23 +89,31 @@ def entry(make):
     """Turn a factory of kernels, whose parameters are all integers, into `kernel(arguments, *key)`.
 
     It gives the compiled kernel for the types of `arguments`, from the on-disk cache where that works.
+    `kernel.dispatcher(signature, *key)` gives Numba's dispatcher of it. The last of the key is `parallel`.
     """
-    ready, alive = {}, []
+    ready, dispatchers = {}, {}
 
+    def dispatcher(signature, *key):
+        if (key, signature) not in dispatchers:
+            function = make(*key, sources_digest())
+            # Numba names machine code by this and the types, and calls one for the other where names are the same
+            function.__qualname__ += "_".join(["", *map(str, key)])
+            dispatchers[key, signature] = _compile(function, key[-1], signature)
+        return dispatchers[key, signature]
+
+    @functools.wraps(make)  # its name, for pickles
     def kernel(arguments, *key):
         if key not in ready:
-            jitted = _compile(make(*key, sources_digest()), key[-1], arguments)
             # the compiled function itself: Numba's dispatcher would look at the types of all arguments at each call
-            (overload,) = jitted.overloads.values()
+            (overload,) = dispatcher(tuple(map(typeof, arguments)), *key).overloads.values()
             ready[key] = overload.entry_point
-            alive.append(jitted)
         return ready[key]
 
+    kernel.dispatcher = dispatcher
     return kernel
 
 
-def _compile(function, parallel, arguments):
-    signature = tuple(typeof(a) for a in arguments)
+def _compile(function, parallel, signature):
     started = time.perf_counter()
     jitted = njit(function, parallel=bool(parallel), **OPTIONS)
     if os.environ.get("NUMBAGN_CACHE", "1") == "0":

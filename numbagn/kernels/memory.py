@@ -8,6 +8,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic, models, register_model
+from numba.core.imputils import impl_ret_borrowed
+from numba.np.arrayobj import populate_array
 
 from .._dtypes import STORED
 from .kinds import I8, I16, KINDS, X86, to_double_lanes
@@ -53,6 +55,26 @@ def pointer(typingctx, array, kind):
         return builder.bitcast(data, I8.as_pointer())
 
     return result(array, kind), codegen
+
+
+@intrinsic
+def line(typingctx, array):
+    """All of a compiled caller's `array`, of any strides, as the type of array that kernels are compiled for.
+
+    It begins where `array` does, which it keeps alive; its length is the number of elements.
+    """
+    result = types.Array(array.dtype, 1, "C")
+
+    def codegen(context, builder, sig, args):
+        source = context.make_array(array)(context, builder, args[0])
+        flat = context.make_array(result)(context, builder)
+        populate_array(
+            flat, data=source.data, shape=[source.nitems], strides=[source.itemsize], itemsize=source.itemsize,
+            meminfo=source.meminfo,
+        )  # fmt: skip
+        return impl_ret_borrowed(context, builder, result, flat._getvalue())
+
+    return result(array), codegen
 
 
 @intrinsic

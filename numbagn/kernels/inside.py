@@ -1,0 +1,316 @@
+"""The forward pass for callers that Numba compiles: what `_calls.forward` does, as code for them.
+
+Serial, since what calls may be a user's parallel loop. The kernels are those that Python's calls run, and what decides
+the bits (memory layout, parts) comes from the same functions. Numba tells machine code of one name apart by the types
+of its arguments alone, also when several functions come from its cache: so no function here depends on anything else.
+"""
+
+import math
+
+import numpy as np
+from numba import types
+from numba.core.extending import overload, register_jitable
+from numba.cpython.unsafe.tuple import tuple_setitem
+from numpy.lib.stride_tricks import as_strided
+
+from .. import _schedule
+from .._dtypes import STORED
+from .._problem import walk
+from .._schedule import first_work, last_work
+from .compiled import entry
+from .forward import forward_kernel
+from .geometry import (
+    BATCH, B_C, B_N, C, CHANNELS_FIRST, CHANNELS_LAST, D, FIELDS, FIRST, G, LAST, N, PAST, S, SLOTS, VALID, WHOLE, W_C,
+    W_N, X_N, X_R, Y_N, Y_R,
+)  # fmt: skip
+from .links import linked
+from .memory import line
+from .vectors import code
+
+for _function in (
+    walk, first_work, last_work, _schedule._parts, _schedule._width, _schedule._rows, _schedule._elements
+):  # fmt: skip
+    register_jitable(_function)
+WORK_FIELDS = tuple(map(FIELDS.index, _schedule.WORK))
+PARTS_AT, SLOT_AT = map(_schedule.WORK.index, ("PARTS", "SLOT"))
+PAST_BYTES = _schedule.forward_past_bytes()
+# A stride larger than any.
+OUTERMOST = 1 << 62
+
+# ------------------------------------------------------------------------------------------------------ memory layouts
+
+
+@register_jitable
+def outside(strides, a, b):
+    """Whether axis `a` comes before axis `b` in memory."""
+    sa, sb = abs(strides[a]), abs(strides[b])
+    return sa > sb or (sa == sb and a < b)
+
+
+@register_jitable
+def dense_strides(shape, strides, itemsize):
+    """The strides of `numpy.empty_like`: without gaps, the axes in the order in memory that `strides` has."""
+    result = strides
+    for a in range(len(shape)):
+        step = itemsize
+        for b in range(len(shape)):
+            if outside(strides, a, b):
+                step *= shape[b]
+        result = tuple_setitem(result, a, step)
+    return result
+
+
+@register_jitable
+def channels_first_strides(shape, strides, itemsize, axis):
+    """Strides without gaps, the axes in the order samples, channels, positions."""
+    order = strides
+    for a in range(len(shape)):
+        order = tuple_setitem(order, a, len(shape) - a)
+    order = tuple_setitem(tuple_setitem(order, 0, len(shape) + 1), axis, len(shape))
+    return dense_strides(shape, order, itemsize)
+
+
+@register_jitable
+def steps_like(shape, strides, itemsize, axis, layout, model):
+    """(whether there are any, sample step, row step) as of `_problem.walk`, spatial axes in the order of `model`."""
+    # one axis more, of one position, so that there is one
+    model = (*model, itemsize)
+    order = model[2:]
+    for a in range(1, len(model)):
+        at = 0
+        for b in range(1, len(model)):
+            if b not in (a, axis) and outside(model, b, a):
+                at += 1
+        if a != axis:
+            order = tuple_setitem(order, at, a)
+    return walk((*shape, 1), (*strides, itemsize), itemsize, axis, order, layout)
+
+
+@register_jitable
+def described(shape, strides, itemsize, axis):
+    """(layout, sample step, row step) as of `_problem.layout_of`; layout -1 where no kernel can walk the memory."""
+    for layout in (CHANNELS_FIRST, CHANNELS_LAST):
+        fits, sample, row = steps_like(shape, strides, itemsize, axis, layout, strides)
+        if fits:
+            return layout, sample, row
+    return -1, 0, 0
+
+
+@register_jitable
+def copy(to, array):
+    """Copy element by element. ``to[...] = array`` took three seconds to compile, for its error message."""
+    for index in np.ndindex(to.shape):
+        to[index] = array[index]
+
+
+@register_jitable
+def walkable(x, axis):
+    """(line, strides, layout, sample step, row step) of x, or of a copy where no kernel can walk its memory.
+
+    Compiled code takes every array as aligned, so this does.
+    """
+    memory, strides = line(x), x.strides
+    layout, sample, row = described(x.shape, strides, x.itemsize, axis)
+    if layout < 0:
+        # the orders that `_problem.problem` tries: x's own, the same but samples outermost, channels first
+        strides = dense_strides(x.shape, x.strides, x.itemsize)
+        layout, sample, row = described(x.shape, strides, x.itemsize, axis)
+        if layout < 0:
+            strides = dense_strides(x.shape, tuple_setitem(x.strides, 0, OUTERMOST), x.itemsize)
+            layout, sample, row = described(x.shape, strides, x.itemsize, axis)
+        if layout < 0:
+            strides = channels_first_strides(x.shape, x.strides, x.itemsize, axis)
+            layout, sample, row = described(x.shape, strides, x.itemsize, axis)
+        memory = np.empty(x.size, x.dtype)
+        copy(as_strided(memory, x.shape, strides), x)
+    return memory, strides, layout, sample, row
+
+
+# ----------------------------------------------------------------------------------------------------------- arguments
+
+
+def misfit(value, samples, channels):
+    """Whether a parameter has another shape than (C,) or (N, C)."""
+
+
+@overload(misfit)
+def _misfit(value, samples, channels):
+    if value == types.none:
+        return lambda value, samples, channels: False
+    if value.ndim == 1:
+        return lambda value, samples, channels: value.size != channels
+    return lambda value, samples, channels: value.shape != (samples, channels)
+
+
+def parameter(value, default, x, channels, out):
+    """(values in x's dtype, step from sample to sample, from channel to channel); copied where `out` may overlap."""
+
+
+@overload(parameter)
+def _parameter(value, default, x, channels, out):
+    if value == types.none:
+        return lambda value, default, x, channels, out: (np.full(1, default, x.dtype), 0, 0)
+    sample = int(value.ndim == 2)
+    if value.dtype == x.dtype and value.layout == "C" and out == types.none:
+        return lambda value, default, x, channels, out: (line(value), sample * channels, 1)
+
+    def converted(value, default, x, channels, out):
+        values = np.empty(value.shape, x.dtype)
+        copy(values, value)
+        return line(values), sample * channels, 1
+
+    return converted
+
+
+def result(x, out):
+    """`out`, or a new array like x."""
+
+
+@overload(result)
+def _result(x, out):
+    if out == types.none:
+        if x.layout in "CF":
+            return lambda x, out: np.empty_like(x)
+        return lambda x, out: as_strided(
+            np.empty(x.size, x.dtype), x.shape, dense_strides(x.shape, x.strides, x.itemsize)
+        )
+
+    def checked(x, out):
+        if out.shape != x.shape:
+            raise ValueError("out must have x's shape")
+        return out
+
+    return checked
+
+
+def writable(x, out):
+    """Whether a kernel may write to the result: it lies as a new one would, and in nothing's way but as x itself."""
+
+
+@overload(writable)
+def _writable(x, out):
+    if out == types.none:
+        return lambda x, out: True
+
+    def judged(x, out):
+        start, x_start = out.ctypes.data, x.ctypes.data
+        if start % x.itemsize or out.strides != dense_strides(x.shape, x.strides, x.itemsize):
+            return False
+        if start == x_start and out.strides == x.strides:
+            return True
+        x_end = x_start + x.itemsize
+        for axis in range(x.ndim):
+            reach = (x.shape[axis] - 1) * x.strides[axis]
+            x_start, x_end = x_start + min(reach, 0), x_end + max(reach, 0)
+        return x_end <= start or start + x.size * x.itemsize <= x_start
+
+    return judged
+
+
+# ------------------------------------------------------------------------------------------------------------ the call
+
+
+def run(layout, activation, steps, sizes, x, y, w, b, eps):
+    """Share out the work, allocate, run the kernel. steps: x's from sample to sample and row to row, then those of y.
+
+    w, b: values, steps from sample to sample and channel to channel.
+    """
+
+
+@overload(run)
+def _run(layout, activation, steps, sizes, x, y, w, b, eps):
+    acc = types.Array(x.dtype, 1, "C")
+    signature = (
+        types.Array(types.int64, 2, "C"), types.float64, acc, types.none, types.none, acc, acc, acc,
+        types.Array(types.uint8, 1, "C"), types.Array(types.float64, 1, "C"), acc,
+    )  # fmt: skip
+    channels_first = layout.value == CHANNELS_FIRST
+    kind = STORED.index(str(x.dtype))
+    kernel = linked(forward_kernel, signature, layout.value, kind, -1, -1, 0, activation.value, 0)
+
+    def shared_out(layout, activation, steps, sizes, x, y, w, b, eps):
+        samples, channels, groups, positions = sizes
+        if channels_first:
+            dense = channels == 1 or steps[1] == steps[3] == positions
+            work = first_work(samples, channels, groups, positions, x.itemsize, dense)
+        else:
+            dense = positions == 1 or steps[1] == steps[3] == channels
+            work = last_work(samples, channels, positions, x.itemsize, dense)
+        table = np.zeros((1, len(FIELDS)), np.int64)
+        dims = table[0]
+        for i in range(len(WORK_FIELDS)):
+            dims[WORK_FIELDS[i]] = work[i]
+        dims[N], dims[C], dims[G], dims[D], dims[S] = samples, channels, groups, channels // groups, positions
+        dims[BATCH], dims[VALID] = samples, positions
+        dims[FIRST], dims[LAST], dims[SLOTS] = WHOLE, WHOLE + 1, 1
+        dims[X_N], dims[X_R], dims[Y_N], dims[Y_R] = steps
+        dims[W_N], dims[W_C], dims[B_N], dims[B_C] = w[1], w[2], b[1], b[2]
+        in_place = x.ctypes.data == y.ctypes.data
+        dims[PAST] = x.size * x.itemsize >= PAST_BYTES and not in_place
+        sums = np.empty(2 * samples * groups * (1 + work[PARTS_AT]))
+        scratch = np.empty(max(1, work[SLOT_AT]), x.dtype)
+        kernel((table, eps, x, None, None, y, w[0], b[0], np.zeros(1, np.uint8), sums, scratch))
+
+    return shared_out
+
+
+def normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
+    """Find the memory layout and run; `first` is not 0 where the type of x tells it."""
+
+
+@overload(normalize)
+def _normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
+    if first.value:
+
+        def channels_first(first, activation, sizes, x, y, w, b, eps, axis, out):
+            sample = sizes[1] * sizes[3]
+            steps = sample, sizes[3], sample, sizes[3]
+            run(code(CHANNELS_FIRST), activation, steps, sizes, line(x), line(y), w, b, eps)
+
+        return channels_first
+
+    def any_layout(first, activation, sizes, x, y, w, b, eps, axis, out):
+        memory, strides, layout, sample, row = walkable(x, axis)
+        target = line(y)
+        fits, y_sample, y_row = steps_like(x.shape, y.strides, x.itemsize, axis, layout, strides)
+        direct = fits and writable(x, out)
+        y_strides = dense_strides(x.shape, strides, x.itemsize)
+        if not direct:
+            target = np.empty(x.size, x.dtype)
+            _, y_sample, y_row = steps_like(x.shape, y_strides, x.itemsize, axis, layout, strides)
+        steps = sample, row, y_sample, y_row
+        if layout == CHANNELS_FIRST:
+            run(code(CHANNELS_FIRST), activation, steps, sizes, memory, target, w, b, eps)
+        else:
+            run(code(CHANNELS_LAST), activation, steps, sizes, memory, target, w, b, eps)
+        if not direct:
+            copy(y, as_strided(target, y.shape, y_strides))
+
+    return any_layout
+
+
+@entry
+def forward_call(first, activation, parallel, sources):
+    """Make what compiled functions call: check, allocate, normalize. `first`: as for `normalize`."""
+
+    def group_norm(x, num_groups, weight, bias, eps, channel_axis, out):
+        axis = channel_axis + x.ndim if channel_axis < 0 else channel_axis
+        if not 1 <= axis < x.ndim:
+            raise ValueError("channel_axis must be from 1 to x.ndim - 1 or negative, and not the batch axis 0")
+        samples, channels = x.shape[0], x.shape[axis]
+        if num_groups < 1 or channels % num_groups or sources == 0:
+            raise ValueError("num_groups must divide the number of channels")
+        if not (math.isfinite(eps) and eps >= 0.0):
+            raise ValueError("eps must be finite and not negative")
+        if misfit(weight, samples, channels):
+            raise ValueError("weight must have shape (C,) or (N, C)")
+        if misfit(bias, samples, channels):
+            raise ValueError("bias must have shape (C,) or (N, C)")
+        y = result(x, out)
+        if x.size > 0:
+            sizes = samples, channels, num_groups, x.size // (samples * channels)
+            w, b = parameter(weight, 1.0, x, channels, out), parameter(bias, 0.0, x, channels, out)
+            normalize(code(first), code(activation), sizes, x, y, w, b, eps, axis, out)
+        return y
+
+    return group_norm
