@@ -45,12 +45,14 @@ class Kind(NamedTuple):
     skip: str | None = None  # the operand's dtype
     residual: str | None = None
     several: bool = False  # large arrays too
+    single: bool = False  # one position, and parameters for all samples
 
 
 KINDS = (
     Kind("float32", "channels_first", several=True),
     Kind("float32", "channels_last", several=True),
     Kind("bfloat16", "channels_first", several=True),
+    Kind("float32", "channels_first", several=True, single=True),
     Kind("float32", "channels_first", "silu", skip="float32"),
     Kind("float64", "channels_last", "gelu", residual="float64"),
     Kind("float16", "channels_last", "silu", residual="float32"),
@@ -87,17 +89,20 @@ def draw(number: tuple[int, ...], kinds: int = len(KINDS), kind: Kind | None = N
     if large is None:
         large = kind.several and rng.random() < LARGE_ODDS
     groups, n = int(rng.integers(1, 5)), int(rng.integers(1, 5))
-    if large:  # from about 0.4 to 4 MiB
+    if kind.single:
+        n = int(rng.integers(8000, 40000)) if large else n
+        channels, positions = groups * int(rng.integers(4, 9)), (1,) * int(rng.integers(0, 3))
+    elif large:  # from about 0.4 to 4 MiB
         channels = groups * int(rng.integers(4, 9))
         positions = (int(rng.integers(150, 400)) * 160 // (n * channels) + 1, int(rng.integers(8, 17)))
     else:
         channels = groups * int(rng.integers(1, 6))
         positions = tuple(int(v) for v in rng.integers(1, 5, rng.integers(0, 4)))
-    if kind.layout == "channels_last" and (channels == 1 or math.prod(positions) == 1):  # either layout
+    if not kind.single and (channels == 1 or math.prod(positions) == 1):  # that is in either layout
         channels, positions = 2 * groups, (3, *positions)
     ndim = 2 + len(positions)
     manners = tuple(MANNERS[i] for i in rng.integers(len(MANNERS), size=4))
-    weight, bias = (rng.choice(np.array([None, "(C,)", "(N, C)"], object)) for _ in range(2))
+    weight, bias = (rng.choice(np.array([None, "(C,)", "(N, C)"][: 3 - kind.single], object)) for _ in range(2))
     out = OUTS[rng.integers(len(OUTS))]
     axis = int(rng.choice([*range(1, ndim), *range(1 - ndim, 0)]))
     return Case(number, kind, (n, channels, *positions), groups, axis, manners, weight, bias, out)
