@@ -66,9 +66,9 @@ def valid_positions(lengths: Any, mask: Any, p: Problem) -> Valid:
         n = None
     if n is not None:
         counts = n * math.prod(p.shape[axis] for axis in spatial[1:])
-        # alone, channels with few positions have no gaps, and what has one position is channels first
+        # alone, channels with few positions have no gaps, and what has one position has loops of its own
         few = FEW_POSITIONS if p.layout == CHANNELS_FIRST else 2
-        apart = [i for i in range(p.N) if p.C > 1 and 0 < counts[i] < min(few, p.S)]
+        apart = [i for i in range(p.N) if counts[i] == 1 or (p.C > 1 and 0 < counts[i] < min(few, p.S))]
         return Valid(counts, n, None, tuple(apart))
     assert flags is not None
     shape = [size if axis != p.channel_axis else 1 for axis, size in enumerate(p.shape)]

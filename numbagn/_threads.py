@@ -79,8 +79,8 @@ def patient(kernel: Callable[..., None], nbytes: int) -> Callable[..., None]:
         started = perf_counter()
         if started < _alone_until:
             threads = numba.get_num_threads()  # of this Python thread: nobody else sees the change
-            numba.set_num_threads(1)
             try:
+                numba.set_num_threads(1)
                 kernel(*arguments)
             finally:
                 numba.set_num_threads(threads)

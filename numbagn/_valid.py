@@ -114,12 +114,13 @@ def backward_valid(
     if dr is not None:
         clear_invalid(dr, p, v)
     for (n, part, own), (x, skip, residual, upstream) in zip(parts, cuts, strict=True):
-        ones = np.ones(p.C) if w is None else own(w).astype(float).reshape(-1)
-        zeros = np.zeros(p.C) if b is None else own(b).astype(float).reshape(-1)
-        dx[part], sums[1, n], sums[0, n], *more = again(
+        ones = np.ones(p.C) if w is None else own(w).astype(float)
+        zeros = np.zeros(p.C) if b is None else own(b).astype(float)
+        dx[part], dweight, dbias, *more = again(
             upstream, x, m[n : n + 1], rs[n : n + 1], p.G, ones, zeros, p.channel_axis, ACTIVATIONS[p.activation], skip,
             residual, None, None, None,
         )  # fmt: skip
+        sums[1, n], sums[0, n] = dweight.reshape(-1), dbias.reshape(-1)
         if dr is not None:
             (dr[part],) = more
     totals = sums.sum(axis=1).reshape(-1)

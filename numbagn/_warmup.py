@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._dtypes import dtype_row, supported
+from ._loading import kernels
 from ._problem import activation_code, shown
 from ._threads import limit
 from .functional import group_norm_backward, group_norm_forward
@@ -92,6 +93,7 @@ def warmup(
     for name, flag in (("skip", skip), ("residual", residual)):
         if not isinstance(flag, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, got {shown(flag)}")
+    kernels("forward")  # loads Numba, undisturbed
     sizes = (SMALL, LARGE) if limit() > 1 else (SMALL,)
     kinds = list(itertools.product(passes, rows, orders, acts, sizes))
     done = []
