@@ -97,7 +97,7 @@ FAULTS = {
     ),
     "two dtypes": (
         {}, faulty(weight=np.ones(8, int), bias=np.ones(8, bool)), "", TypeError,
-        FITS + f"weight {DTYPE}, got int64; bias {DTYPE}, got bool",
+        FITS + f"weight {DTYPE}, got int64; convert it with .astype; bias {DTYPE}, got bool; convert it with .astype",
     ),
     "no mapping": ({}, [("weight", WEIGHT)], "", TypeError, "mapping must be a mapping of str to arrays, got list"),
     "None": ({}, None, "", TypeError, "mapping must be a mapping of str to arrays, got NoneType"),

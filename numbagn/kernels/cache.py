@@ -73,7 +73,17 @@ class UserWide(_Place, caching.UserWideCacheLocator):
 
 
 class Zipped(_Place, caching.ZipCacheLocator):
-    """The same, for a package in a zip archive."""
+    """The same, for a package in a zip archive; Numba's takes the place without looking at it."""
+
+    @classmethod
+    def from_function(cls, function, file):
+        place = super().from_function(function, file)
+        if place is not None:
+            try:
+                place.ensure_cache_path()
+            except OSError:
+                return None
+        return place
 
 
 def readable(function, file):

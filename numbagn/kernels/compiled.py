@@ -72,6 +72,13 @@ SOURCES = (
 )  # fmt: skip
 
 
+def _text(package, file):
+    try:
+        return pkgutil.get_data(package, file) or b""
+    except OSError:  # compiled modules without their sources, of which Numba keeps nothing
+        return b""
+
+
 @functools.cache
 def sources_digest(*others):
     """A number that changes with the text of any kernel module, and of `others`, files of the package.
@@ -79,9 +86,9 @@ def sources_digest(*others):
     Numba's cache notices a changed entry point but not a changed callee; the digest is part of each entry point's
     closure and so of its key in the cache. Never 0.
     """
-    text = b"".join(pkgutil.get_data(__package__, f"{name}.py") or b"" for name in SOURCES)
+    text = b"".join(_text(__package__, f"{name}.py") for name in SOURCES)
     for file in ("_dtypes.py", *others):  # the former has the numbers that kinds are known by
-        text += pkgutil.get_data(PACKAGE, file) or b""
+        text += _text(PACKAGE, file)
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") | 1
 
 
