@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def process(tmp_path):
     """Call users' cached functions `relu` and `silu` in a process of their own, as if numbagn were installed."""
     metadata = tmp_path / "numbagn-0.dist-info"
     metadata.mkdir()
-    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    points = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]
     lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in named.items()) for group, named in points.items()]
     (metadata / "entry_points.txt").write_text("".join(lines))
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: numbagn\nVersion: 0\n")
