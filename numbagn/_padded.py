@@ -12,6 +12,7 @@ import numpy as np
 
 from . import _schedule
 from ._arrays import view
+from ._operands import shares
 from ._problem import Problem, shown
 from ._rows import Rows
 from ._threads import limit
@@ -124,16 +125,9 @@ def _mask(mask: Any, p: Problem) -> Array:
 
 
 @lru_cache(maxsize=4096)
-def _share(direction: str, layout: int, C: int, G: int, itemsize: int, S: int, dense: bool) -> dict[str, int]:
-    """How the work on one sample is shared out."""
-    share: dict[str, int] = getattr(_schedule, direction)(layout, 1, C, G, S, itemsize, dense)
-    return share
-
-
-@lru_cache(maxsize=4096)
 def _row(*key: Any) -> Array:
     """The fields that follow from the size of a sample."""
-    share = _share(*key)
+    share = shares(*key)
     return np.array([share.get(field, 0) for field in FIELDS], np.int64)
 
 
@@ -161,8 +155,8 @@ def tables(
     sizes = [p.S] * len(samples) if v.lengths is None else [int(v.counts[n]) for n in samples]
     cut = p.layout == CHANNELS_FIRST and p.C > 1
     itemsize = p.result.itemsize
-    key = direction, p.layout, p.C, p.G, itemsize
-    rows = np.stack([_row(*key, S, dense and not (cut and S < p.S)) for S in sizes])
+    keys = [(direction, p.layout, 1, p.C, p.G, S, itemsize, dense and not (cut and S < p.S)) for S in sizes]
+    rows = np.stack([_row(*key) for key in keys])
     rows[:, SHARED] = common[0, SHARED]
     rows[:, FIELDS.index("PAST")] = common[0, FIELDS.index("PAST")]
     ends = np.cumsum(rows[:, FIELDS.index("PARTS")] * sums_of_part)
@@ -180,8 +174,8 @@ def tables(
 
     if sum(sizes) * p.C * itemsize >= ALONE_BYTES * len(samples) or len(samples) == 1:
         runs = []
-        for i, S in enumerate(sizes):
-            share = _share(*key, S, dense and not (cut and S < p.S))
+        for i, key in enumerate(keys):
+            share = shares(*key)
             runs.append(Table(rows[i : i + 1], share["PARALLEL"], share["SLOTS"] * share["SLOT"]))
     else:
         enough = sum(sizes) * p.C * itemsize >= _schedule.PARALLEL_BYTES
