@@ -13,7 +13,7 @@ import numpy as np
 def forward(
     xp: Any, x: Any, weight: Any, bias: Any, groups: int, eps: float, layout: str, activation: str | None
 ) -> Any:
-    """y for x of shape (N, C, ...) ("NCHW") or (N, ..., C) ("NHWC"), computed in x's own precision."""
+    """y for x (N, C, ...) ("NCHW") or (N, ..., C) ("NHWC"), parameters (C,) or (N, C), in x's own precision."""
     split, axes, per_group, per_channel = _shapes(x.shape, groups, layout)
     grouped = x.reshape(split)
     mean = grouped.mean(axis=axes, keepdims=True)
@@ -56,9 +56,9 @@ def _shapes(shape: tuple[int, ...], groups: int, layout: str) -> tuple:
     samples = shape[0]
     if layout == "NCHW":
         channels = shape[1]
-        return (samples, groups, channels // groups, -1), (2, 3), (samples, channels, -1), (1, channels, 1)
+        return (samples, groups, channels // groups, -1), (2, 3), (samples, channels, -1), (-1, channels, 1)
     channels = shape[-1]
-    return (samples, -1, groups, channels // groups), (1, 3), (samples, -1, channels), (1, 1, channels)
+    return (samples, -1, groups, channels // groups), (1, 3), (samples, -1, channels), (-1, 1, channels)
 
 
 def max_difference(result: np.ndarray, expected: np.ndarray) -> float:
