@@ -1,38 +1,39 @@
 """Command line of the benchmarks: `python -m benchmarks --help`."""
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
-from . import accuracy, cold_start, plot, run
-from .worker import work
+from . import accuracy, batch_size, cold_start, pipeline, plot, run
 
 DESCRIPTION = """\
 Remake every figure that the project states of itself: speed, accuracy and start-up time.
 
-  python -m benchmarks               everything: the four commands below, one after the other
+  python -m benchmarks               everything: the commands below, one after the other
   python -m benchmarks run           speed beside a copy and beside other libraries  -> results/speed.csv
   python -m benchmarks accuracy      error against float64 at large offsets          -> results/accuracy.csv
   python -m benchmarks cold-start    time of import and of the first result          -> results/cold_start.csv
-  python -m benchmarks plot          figure, and the tables in README.md, from those files
+  python -m benchmarks pipeline      a residual block with three norms to choose from -> results/pipeline.csv
+  python -m benchmarks batch-size    test error of small networks by batch size      -> results/batch_size.csv
+  python -m benchmarks plot          figures, and the tables in README.md, from those files
 
 Each command has its own --help. Peers are optional: torch, onnx + onnxruntime, openvino, jax; those not installed are
 skipped with a line. For steady figures leave the machine alone meanwhile."""
 
-COMMANDS = {"run": run, "accuracy": accuracy, "cold-start": cold_start, "plot": plot}
+COMMANDS = {
+    "run": run,
+    "accuracy": accuracy,
+    "cold-start": cold_start,
+    "pipeline": pipeline,
+    "batch-size": batch_size,
+    "plot": plot,
+}
 
 
 def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["worker"]:  # what `run` starts, not for people
-        orders, results = arguments[1:]
-        with Path(results).open("a") as file:
-            work(json.loads(orders), file)
-        return
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", metavar="[run | accuracy | cold-start | plot]")
+    commands = parser.add_subparsers(dest="command", metavar="[" + " | ".join(COMMANDS) + "]")
     for name, module in COMMANDS.items():
         module.add_arguments(commands.add_parser(name))
     options = parser.parse_args(arguments)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .cases import CASE_NAMES, case_named, variant_named
-from .entry import Entry, Skip
-from .peers import PEERS, Peer, entries_of
-from .results import RESULTS, provenance, write
-from .task import EPS, Task, make_task
+from numbagn._bench.cases import CASE_NAMES, case_named, variant_named
+from numbagn._bench.entry import Entry, Skip
+from numbagn._bench.peers import PEERS, Peer, entries_of
+from numbagn._bench.results import provenance, write
+from numbagn._bench.task import EPS, Task, make_task
+
+from . import RESULTS
 
 OFFSETS = (0.0, 1e4, 1e6)
 LAYOUTS = ("forward", "channels-last")

@@ -1,7 +1,6 @@
 """The claim of the Group Normalization paper on real data: batch norm needs large batches, group norm does not."""
 
 import argparse
-import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -11,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .entry import Skip
+from numbagn._bench.entry import Skip
+from numbagn._bench.machine import environment_of
+from numbagn._bench.results import provenance, write
+
+from . import RESULTS
 from .network import NORMS, Descent, Network
-from .results import RESULTS, provenance, write
-from .worker import thread_environment
 
 BATCH_SIZES = (32, 16, 8, 4, 2)
 RATE_AT_32 = 0.1
@@ -52,15 +53,16 @@ def main(options: argparse.Namespace) -> None:
     # Small batches take longest: first, so that the processes end together.
     points = [(norm, size, seed) for size in BATCH_SIZES[::-1] for seed in range(options.seeds) for norm in NORMS]
     errors: dict[tuple[str, int], list[float]] = {(norm, size): [] for norm in NORMS for size in BATCH_SIZES}
-    os.environ.update(thread_environment(1))  # a process a core, each with one thread
     begin = time.time()
-    # Spawned: a forked child would keep this process's idea of its threads.
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    # A process a core, each with one thread; spawned: a forked one would keep this process's idea of its threads.
+    with environment_of(1), ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         jobs = {pool.submit(test_error, *point, options.epochs): point for point in points}
         for done, job in enumerate(as_completed(jobs), 1):
             norm, size, _ = jobs[job]
             errors[norm, size].append(job.result())
-            text = f"[{time.time() - begin:4.0f} s] {done}/{len(points)} {norm}, batches of {size}: {job.result():.2f} %"
+            text = (
+                f"[{time.time() - begin:4.0f} s] {done}/{len(points)} {norm}, batches of {size}: {job.result():.2f} %"
+            )
             print(text, file=sys.stderr)
     write(options.output, COLUMNS, [_row(*key, values, options.epochs) for key, values in errors.items()])
     print(f"wrote {options.output}", file=sys.stderr)

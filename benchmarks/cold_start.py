@@ -10,8 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .cases import case_named
-from .results import RESULTS, provenance, write
+from numbagn._bench.cases import case_named
+from numbagn._bench.results import provenance, write
+
+from . import RESULTS
 
 # A tiny array takes the serial kernel, a large one the parallel kernel: the two compile apart.
 PATHS = {"serial": "pixel", "parallel": "diffusion-64"}

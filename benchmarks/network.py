@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ NORMS: dict[str, Callable[[int, Any, float], Any]] = {
 
 class Network:
     def __init__(self, norm: str, rng: np.random.Generator, dtype: Any = np.float32, keep: float = 0.9) -> None:
-        pairs = list(zip(CHANNELS[:-1], CHANNELS[1:], strict=True))
+        pairs = list(pairwise(CHANNELS))
         self.kernels = [
             (rng.standard_normal((outputs, inputs, 3, 3)) * np.sqrt(2 / (9 * inputs))).astype(dtype)
             for inputs, outputs in pairs

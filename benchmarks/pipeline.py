@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 import numbagn
+from numbagn._bench import textbook
+from numbagn._bench.cases import case_named
+from numbagn._bench.entry import Skip
+from numbagn._bench.machine import core_count, environment_of
+from numbagn._bench.results import provenance, write
+from numbagn._bench.task import EPS, TOLERANCE
 
-from . import textbook
-from .cases import case_named
+from . import RESULTS
 from .convolution import convolve
-from .entry import Skip
-from .machine import core_count, environment_of
-from .results import RESULTS, provenance, write
-from .task import EPS, TOLERANCE
 
 CASES = ("diffusion-64", "diffusion-16", "vae-256")
 COLUMNS = (
@@ -38,8 +39,9 @@ Time a whole residual block of a diffusion model, float32, channels first:
     y = x + h
 
 The 3x3 convolutions are matrix products by NumPy's BLAS, the same for all; the norms are plain NumPy, torch's
-group_norm on the same memory, or numbagn's. The three take turns in one process, in an order shuffled anew each round,
-and a clock stands around their norms; every result is compared with the block in float64. Repeated in fresh processes."""
+group_norm on the same memory, or numbagn's. The three take turns in one process, in an order shuffled anew each
+round, and a clock stands around their norms; every result is compared with the block in float64. Repeated in fresh
+processes."""
 
 Norm = Callable[[np.ndarray, int, np.ndarray, np.ndarray], np.ndarray]
 
@@ -61,7 +63,9 @@ def main(options: argparse.Namespace) -> None:
             for seed in range(options.starts):
                 with environment_of(threads), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     starts.append(pool.submit(measure_block, case_name, threads, options.rounds, seed).result())
-                shown = ", ".join(f"{name} {m['norms_ms']:.2f} of {m['block_ms']:.0f} ms" for name, m in starts[-1].items())
+                shown = ", ".join(
+                    f"{name} {m['norms_ms']:.2f} of {m['block_ms']:.0f} ms" for name, m in starts[-1].items()
+                )
                 place = f"{case_name}, {threads} threads, start {seed + 1}/{options.starts}"
                 print(f"{place}: norms {shown}", file=sys.stderr)
             rows += [_row(case_name, threads, name, [start[name] for start in starts]) for name in starts[0]]

@@ -4,8 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import figure, tables
-from .results import RESULTS, read
+from numbagn._bench import figure
+from numbagn._bench.results import read
+
+from . import RESULTS, tables
 
 DESCRIPTION = """\
 Draw benchmarks/figures/speed.png and write the tables of speed and accuracy into README.md, between the markers

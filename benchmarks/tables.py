@@ -1,63 +1,18 @@
 """Markdown tables from the result files."""
 
 from collections import defaultdict
-from math import exp, log
-from typing import Any
 
-from .cases import CASE_NAMES, VARIANT_NAMES, case_named
+from numbagn._bench.groups import Group, Row, dates, geometric_mean, groups_of, versions
 
-Row = dict[str, Any]
-LIMITS = ("copy", "read+copy")
-# Below this a call costs more than its work: such cases are judged by their time, not by a share of a copy's speed.
-SMALL_BYTES = 64 * 1024
 WARNING = "\N{WARNING SIGN}"
-
-
-class Group:
-    """All rows of one (variant, case, threads)."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = {(row["peer"], row["output"]): row for row in rows}
-        self.variant, self.threads = rows[0]["variant"], int(rows[0]["threads"])
-        self.case = case_named(rows[0]["case"])
-        array_count = 3 if rows[0]["direction"] == "backward" else 2
-        self.small = int(rows[0]["bytes"]) / array_count < SMALL_BYTES
-        rivals = [row for row in rows if _is_rival(row) and row["status"] == "ok"]
-        self.best = min(rivals, key=lambda row: float(row["median_us"]), default=None)
-
-    def ours(self, output: str) -> Row | None:
-        """numbagn's row; None where it is missing, or its result is wrong and its time therefore worth nothing."""
-        row = self.rows.get(("numbagn", output))
-        return row if row and row["status"] == "ok" else None
-
-    def wrong(self) -> list[Row]:
-        return [row for row in self.rows.values() if row["status"] != "ok"]
-
-    def speedup(self, output: str) -> float | None:
-        """How many times faster than the best peer; None where either is missing."""
-        ours = self.ours(output)
-        return float(self.best["median_us"]) / float(ours["median_us"]) if ours and self.best else None
-
-
-def groups_of(rows: list[Row]) -> list[Group]:
-    """In the order of the tables of variants and cases, fewest threads first."""
-    parts = defaultdict(list)
-    for row in rows:
-        parts[row["variant"], row["case"], row["threads"]].append(row)
-    groups = [Group(part) for part in parts.values()]
-    return sorted(groups, key=lambda g: (VARIANT_NAMES.index(g.variant), g.threads, CASE_NAMES.index(g.case.name)))
-
-
-def geometric_mean(values: list[float]) -> float:
-    return exp(sum(map(log, values)) / len(values))
 
 
 def speed_tables(rows: list[Row]) -> str:
     """A summary by variant, then every case folded away."""
     groups = groups_of(rows)
-    machine, versions = rows[0]["machine"], _versions(rows)
+    machine = rows[0]["machine"]
     lines = [
-        f"Measured on {machine}, {_dates(rows)}; {versions}.",
+        f"Measured on {machine}, {dates(rows)}; {versions(rows)}.",
         "Times are divided by the time of a copy of the same bytes in the same rounds (1.00 is as fast as copying;",
         "backward: as fast as reading dy and x and writing dx). `fresh` allocates its result, `out=` does not.",
         f"{WARNING} marks where another library was faster.",
@@ -84,7 +39,7 @@ def accuracy_table(rows: list[Row]) -> str:
     heads = [f"{names[layout]}, offset {offset.replace('+0', '')}" for layout, offset in columns]
     lines = [
         f"max \\|y - float64\\| for float32 data of unit variance, shape {rows[0]['shape']}, {rows[0]['G']} groups; "
-        f"{rows[0]['machine']}, {_dates(rows)}.",
+        f"{rows[0]['machine']}, {dates(rows)}.",
         "",
         "| | " + " | ".join(heads) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -143,10 +98,6 @@ def _case_lines(groups: list[Group]) -> list[str]:
     return [*lines, "", f"Left out, their results being wrong: {', '.join(wrong)}."] if wrong else lines
 
 
-def _is_rival(row: Row) -> bool:
-    return row["peer"] not in LIMITS and not row["peer"].startswith("numbagn")
-
-
 def _number(row: Row | None, column: str, spec: str) -> str:
     return format(float(row[column]), spec) if row else "-"
 
@@ -160,14 +111,3 @@ def _speedup_text(speedup: float | None) -> str:
 def _error_text(error: str) -> str:
     value = float(error)
     return "NaN" if value != value else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-
-
-def _dates(rows: list[Row]) -> str:
-    dates = sorted({row["date"] for row in rows})
-    return dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-
-
-def _versions(rows: list[Row]) -> str:
-    peers = {row["peer"]: row["peer_version"] for row in rows if row["peer_version"] and row["peer"] != "numbagn layer"}
-    texts = [f"{peer} {version}" for peer, version in sorted(peers.items())]
-    return ", ".join([f"numba {rows[0]['numba']}", *texts])

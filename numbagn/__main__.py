@@ -1,4 +1,4 @@
-"""The command line: `python -m numbagn` checks the installation, `normalize` works on files, `warmup` compiles."""
+"""The command line: `python -m numbagn` checks the installation; `normalize` files, `bench` and `warmup` kernels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 # NumPy, numba and the library itself are imported inside the commands, so that --help and a mistyped option
@@ -22,6 +23,8 @@ examples:
       normalise an array file, larger than memory too
   python -m numbagn warmup --dtypes float32 float16
       compile now, so that no process has to wait for that later
+  python -m numbagn bench
+      speed on this machine, beside a copy and beside the libraries installed here
   python -m numbagn normalize --help
       all options, with examples
 """
@@ -63,6 +66,29 @@ examples:
       float32, forward, both memory layouts: four kernels, about ten seconds
   python -m numbagn warmup --dtypes float16 --activations silu --layouts channels_last
   python -m numbagn warmup --dtypes float32 float64 --ops forward backward
+"""
+
+_BENCH_DESCRIPTION = """\
+Measure on this machine how long a group norm takes: numbagn, a copy of the same bytes (nothing can be much faster), and
+those of torch, onnxruntime with onnx, openvino, jax and NumPy's textbook lines that are installed. All take turns in
+one process, in an order shuffled anew each round; every result is compared with float64 first. A Markdown table goes
+to stdout, progress to stderr. For steady figures leave the machine alone meanwhile.
+"""
+
+_BENCH_EPILOG = """\
+examples:
+  python -m numbagn bench
+      five shapes, five kinds of call, one thread and all: a few minutes
+  python -m numbagn bench --quick --threads 1
+      a glance
+  python -m numbagn bench --cases vae-256,audio-g1 --variants forward --peers torch --csv speed.csv --plot speed.png
+      what you care about, kept
+
+cases: {cases}
+variants: {variants}
+
+exit code: 0 measured; 1 measured, and a result of numbagn was wrong; 2 bad usage, one line on stderr says what;
+130 Ctrl-C
 """
 
 
@@ -131,6 +157,11 @@ def _run(argv: Sequence[str] | None) -> int:
         return _normalize(options)
     if options.command == "warmup":
         return _warm_up(options)
+    if options.command == "bench":
+        from numbagn._bench import command
+
+        code: int = command.run(options)
+        return code
     from numbagn import _selfcheck
 
     return _selfcheck.run()
@@ -183,11 +214,33 @@ def _build_parser() -> _Parser:
         action="store_true",
         help="IN is one sample, (C, ...); A counts with the batch axis put in front, and OUT has IN's shape",
     )
+    _add_bench(commands, formatter)
     _add_warmup(commands, formatter)
     bar = normalize.add_mutually_exclusive_group()
     bar.add_argument("--progress", action="store_true", help="draw the progress bar on stderr even if not a terminal")
     bar.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
+
+
+def _add_bench(commands: Any, formatter: Any) -> None:
+    from numbagn._bench.cases import CASE_NAMES, VARIANT_NAMES  # a table, it loads nothing else
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure the speed on this machine",
+        description=_BENCH_DESCRIPTION,
+        epilog=_BENCH_EPILOG.format(cases=", ".join(CASE_NAMES), variants=", ".join(VARIANT_NAMES)),
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    bench.add_argument("--quick", action="store_true", help="two shapes, forward and backward, few rounds")
+    bench.add_argument("--threads", metavar="T", help="numbers of threads, comma-separated (default 1 and all cores)")
+    bench.add_argument("--cases", default="", metavar="NAMES", help="shapes, comma-separated")
+    bench.add_argument("--variants", default="", metavar="NAMES", help="kinds of call, comma-separated")
+    bench.add_argument("--peers", default="", metavar="NAMES", help="libraries, comma-separated (default: all)")
+    bench.add_argument("--minutes", type=float, default=10, help="no task begins after this (default %(default)s)")
+    bench.add_argument("--csv", type=Path, metavar="FILE.csv", help="write all figures, with quartiles and errors")
+    bench.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
 
 
 def _add_warmup(commands: Any, formatter: Any) -> None:

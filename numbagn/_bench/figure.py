@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import VARIANT_NAMES
-from .tables import Group, Row, geometric_mean, groups_of
+from .groups import Group, Row, geometric_mean, groups_of
 
 # (peer, output): label, colour, marker, filled. Colours of the Okabe-Ito set, told apart by marker as well.
 STYLES = {

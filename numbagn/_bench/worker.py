@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -20,13 +22,6 @@ from .task import TOLERANCE, Task, make_task
 LIMIT_CANDIDATES = 2
 
 
-def thread_environment(threads: int) -> dict[str, str]:
-    """Variables that must be set before the process starts, to give every peer the same number of threads."""
-    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    # XLA sizes its pool by NPROC.
-    return {**{name: str(threads) for name in names}, "NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
-
-
 def work(orders: dict[str, Any], results: TextIO) -> None:
     """Measure orders["pairs"]; stop between two of them when orders["deadline"] has passed."""
     if orders["realtime"]:
@@ -34,7 +29,7 @@ def work(orders: dict[str, Any], results: TextIO) -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     for number, (variant_name, case_name) in enumerate(orders["pairs"], 1):
         if time.time() > orders["deadline"]:
-            print(f"{orders['label']} out of time before {number}/{len(orders['pairs'])}", file=sys.stderr)
+            show(f"{orders['label']} out of time before {number}/{len(orders['pairs'])}", orders["rewrite"])
             return
         variant, case = variant_named(variant_name), case_named(case_name)
         try:
@@ -50,7 +45,16 @@ def work(orders: dict[str, Any], results: TextIO) -> None:
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in shown.items())
         elapsed = f"[{time.time() - orders['begin']:4.0f} s]"
         place = f"{elapsed} {orders['label']} {number}/{len(orders['pairs'])} {variant_name} {case_name}"
-        print(f"{place}: x copy: {ratios}", file=sys.stderr)
+        show(f"{place}: x copy: {ratios}", orders["rewrite"])
+
+
+def show(text: str, rewrite: bool) -> None:
+    """A line of progress; rewritten in place, it is cut to what a terminal's line holds."""
+    if rewrite:
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{text[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def measure_task(task: Task, orders: dict[str, Any], results: TextIO) -> list[dict[str, Any]]:
@@ -119,3 +123,8 @@ def _times(turns: Turns, task: Task) -> dict[str, float]:
         "undisturbed": turns.undisturbed,
         "cores": float(np.median(turns.cores)),
     }
+
+
+if __name__ == "__main__":  # as `starts` runs it
+    with Path(sys.argv[2]).open("a") as file:
+        work(json.loads(sys.argv[1]), file)

@@ -9,7 +9,6 @@ import numpy as np
 
 from .machine import describe_machine, today
 
-RESULTS = Path(__file__).parent / "results"
 PROVENANCE = ("machine", "date", "numba", "numpy")
 
 
