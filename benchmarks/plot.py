@@ -1,4 +1,4 @@
-"""Make the figure and the tables of the README from the result files."""
+"""Make the figures and the tables of the README from the result files."""
 
 import argparse
 import sys
@@ -7,36 +7,47 @@ from pathlib import Path
 from numbagn._bench import figure
 from numbagn._bench.results import read
 
-from . import RESULTS, tables
+from . import FIGURES, RESULTS, batch_figure, support, tables
 
-DESCRIPTION = """\
-Draw benchmarks/figures/speed.png and write the tables of speed and accuracy into README.md, between the markers
-<!-- speed:begin --> / <!-- speed:end --> and <!-- accuracy:begin --> / <!-- accuracy:end -->.
+ROOT = Path(__file__).parents[1]
+# name of the CSV and of the markers in the README: the table, and what draws the figure of that name
+PAGES = {
+    "speed": (tables.speed_tables, figure.draw),
+    "accuracy": (tables.accuracy_table, None),
+    "pipeline": (tables.pipeline_table, None),
+    "batch_size": (tables.batch_size_table, batch_figure.draw),
+}
+DESCRIPTION = f"""\
+Draw benchmarks/figures/*.png and write the tables into README.md, between markers as
+<!-- speed:begin --> / <!-- speed:end -->: {", ".join(PAGES)}, each from the CSV of its name, and support, from
+what the library takes.
 A table whose markers are not there is printed instead. Nothing is measured."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    here = Path(__file__).parent
     parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--speed", type=Path, default=RESULTS / "speed.csv", help="default: %(default)s")
-    parser.add_argument("--accuracy", type=Path, default=RESULTS / "accuracy.csv", help="default: %(default)s")
-    parser.add_argument("--figure", type=Path, default=here / "figures" / "speed.png", help="default: %(default)s")
-    parser.add_argument("--readme", type=Path, default=here.parent / "README.md", help="default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of CSVs, default %(default)s")
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of figures, default %(default)s")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default %(default)s")
 
 
 def main(options: argparse.Namespace) -> None:
-    speed = _rows(options.speed)
-    if speed:
-        write_between(options.readme, "speed", tables.speed_tables(speed))
+    write_between(options.readme, "support", support.table())
+    for name, (table, draw) in PAGES.items():
+        path = options.results / f"{name}.csv"
+        rows = read(path)
+        if not rows:
+            print(f"nothing in {path}: `python -m benchmarks` makes it", file=sys.stderr)
+            continue
+        write_between(options.readme, name, table(rows))
+        if draw is None:
+            continue
         try:
-            figure.draw(speed, options.figure)
+            draw(rows, options.figures / f"{name}.png")
         except ImportError as error:
             print(f"no figure: {error}", file=sys.stderr)
         else:
-            print(f"wrote {options.figure}", file=sys.stderr)
-    accuracy = _rows(options.accuracy)
-    if accuracy:
-        write_between(options.readme, "accuracy", tables.accuracy_table(accuracy))
+            print(f"wrote {options.figures / name}.png", file=sys.stderr)
 
 
 def write_between(readme: Path, name: str, text: str) -> None:
@@ -50,10 +61,3 @@ def write_between(readme: Path, name: str, text: str) -> None:
         return
     readme.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
     print(f"wrote the table of {name} into {readme}", file=sys.stderr)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    rows = read(path)
-    if not rows:
-        print(f"nothing in {path}: `python -m benchmarks` makes it", file=sys.stderr)
-    return rows

@@ -111,3 +111,48 @@ def _speedup_text(speedup: float | None) -> str:
 def _error_text(error: str) -> str:
     value = float(error)
     return "NaN" if value != value else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def pipeline_table(rows: list[Row]) -> str:
+    """One line a block and number of threads: the block's time and what its norms take of it, for each norm."""
+    norms = list(dict.fromkeys(row["norm"] for row in rows))
+    named = {row["norm"]: f"{row['norm']} {row['version']}" for row in rows}
+    lines = [
+        f"Milliseconds, medians of {rows[0]['starts']} processes; {rows[0]['machine']}, {dates(rows)}.",
+        f"All blocks are within {max(float(row['max_error']) for row in rows):.0e} of the block in float64.",
+        "",
+        "| x, groups | threads | "
+        + " | ".join(f"norms by {named[norm]}: ms (share of the block)" for norm in norms)
+        + " | "
+        + " | ".join(f"block with {norm}" for norm in norms)
+        + " |",
+        "|---|---|" + "--:|" * (2 * len(norms)),
+    ]
+    parts = defaultdict(dict)
+    for row in rows:
+        parts[row["shape"], row["G"], row["threads"]][row["norm"]] = row
+    for (shape, groups, threads), part in parts.items():
+        cells = [f"{part[n]['norms_ms']} ({part[n]['norms_percent']} %)" if n in part else "-" for n in norms]
+        cells += [f"{float(part[n]['block_ms']):.0f}" if n in part else "-" for n in norms]
+        lines.append(f"| {shape}, {groups} | {threads} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def batch_size_table(rows: list[Row]) -> str:
+    """Mean error and its standard error by norm and batch size."""
+    sizes = sorted({int(row["batch_size"]) for row in rows}, reverse=True)
+    first = rows[0]
+    lines = [
+        f"Test error in percent, mean ± standard error over {first['seeds']} seeds; {first['training_samples']} images "
+        f"to train on, {first['test_samples']} to test with, {first['epochs']} epochs; {dates(rows)}.",
+        "",
+        "| batch size | " + " | ".join(map(str, sizes)) + " |",
+        "|---" + "|--:" * len(sizes) + "|",
+    ]
+    parts = defaultdict(dict)
+    for row in rows:
+        parts[row["norm"]][int(row["batch_size"])] = row
+    for norm, part in parts.items():
+        cells = [f"{float(part[n]['error_percent']):.2f} ± {float(part[n]['standard_error']):.2f}" for n in sizes]
+        lines.append(f"| {norm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
