@@ -89,7 +89,23 @@ class Layer:
     def __call__(
         self, x: Any, *, skip: Any = None, residual: Any = None, lengths: Any = None, mask: Any = None, out: Any = None
     ) -> Any:
-        """Normalize `x`, as the function of the same name does."""
+        """Normalize x and keep nothing: for inference.
+
+        Parameters
+        ----------
+        x, skip, residual, lengths, mask, out
+            As for `numbagn.group_norm` or `numbagn.layer_norm`.
+
+        Returns
+        -------
+        ndarray
+            y, of x's shape, dtype (float32 for integers) and memory order; `out` if that is given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As that function, and where x does not fit the layer.
+        """
         groups, axis = self._grouping(x)
         return forward(
             x, groups, self.weight, self.bias, self.eps, axis, self.activation, skip, residual, lengths, mask, out,
@@ -110,7 +126,7 @@ class Layer:
         Returns
         -------
         y : ndarray
-            The normalized x.
+            The normalized x: of its shape, dtype (float32 for integers) and memory order; `out` if that is given.
         saved : Saved
             For `backward`.
 
@@ -138,11 +154,11 @@ class Layer:
         Parameters
         ----------
         dy : ndarray
-            The gradient of the loss with respect to y.
+            The gradient of the loss with respect to y: of its shape, of any of the float dtypes.
         saved : Saved
             From `forward`.
         out : ndarray, optional
-            Where to write dx.
+            Where to write dx: of its shape and dtype.
 
         Returns
         -------
@@ -164,7 +180,29 @@ class Layer:
         )  # fmt: skip
 
     def state_dict(self, prefix: str = "") -> dict[str, np.ndarray]:
-        """Copies of the parameters by name: ``prefix + "weight"``, ``prefix + "bias"``, as far as there are any."""
+        """Copies of the parameters by name.
+
+        Parameters
+        ----------
+        prefix : str, optional
+            What to put before the names, separator included.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``prefix + "weight"`` and ``prefix + "bias"``, as far as there are any, in the parameters' shapes.
+
+        Raises
+        ------
+        TypeError
+            If `prefix` is no string.
+
+        Examples
+        --------
+        >>> import numbagn
+        >>> numbagn.GroupNorm(2, 4, bias=False).state_dict("norm.")
+        {'norm.weight': array([1., 1., 1., 1.], dtype=float32)}
+        """
         parameters = {"weight": self.weight, "bias": self.bias}
         return {prefix + name: value.copy() for name, value in parameters.items() if value is not None}
 
@@ -190,6 +228,15 @@ class Layer:
         -----
         `eps` is not among the parameters, and the defaults differ: PyTorch and MLX 1e-5, Flax 1e-6, Keras 1e-3. Groups
         of MLX are interleaved unless it was told otherwise: `numbagn.interop.mlx` tells what to do.
+
+        Examples
+        --------
+        >>> import numpy as np, numbagn
+        >>> file = {"norm1.gamma": np.arange(4.0), "norm1.beta": np.zeros(4), "head": np.ones(9)}
+        >>> layer = numbagn.GroupNorm(2, 4)
+        >>> layer.load_state_dict(file, "norm1.")
+        >>> layer.weight
+        array([0., 1., 2., 3.], dtype=float32)
         """
         if not isinstance(mapping, Mapping) or not all(isinstance(name, str) for name in mapping):
             raise TypeError(f"mapping must be a mapping of str to arrays, got {type(mapping).__qualname__}")

@@ -81,7 +81,32 @@ def _normalized(x, num_groups, eps):
 def group_norm(
     x, num_groups, weight=None, bias=None, eps=1e-5, *, channel_axis=1, activation=None, skip=None, residual=None
 ):
-    """(y, mean, rstd) in float64; arguments as for `numbagn.group_norm_forward`."""
+    """Normalize each group of channels of each sample, in float64.
+
+    Parameters
+    ----------
+    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual
+        As for `numbagn.group_norm_forward`; x may be anything that `numpy.asarray` takes.
+
+    Returns
+    -------
+    y : ndarray of float64
+        Of x's shape.
+    mean, rstd : (N, G) ndarray of float64
+        The mean of each group and the inverse of its standard deviation, eps included.
+
+    Raises
+    ------
+    KeyError, ValueError
+        By NumPy or Python where arguments do not fit: nothing is checked beforehand.
+
+    Examples
+    --------
+    >>> from numbagn import reference
+    >>> y, mean, rstd = reference.group_norm([[[1.0, 3.0], [5.0, 7.0]]], 1, eps=0)
+    >>> mean
+    array([[4.]])
+    """
     v = _float64(x, channel_axis)
     v = v if skip is None else v + _float64(skip, channel_axis)
     x_hat, mean, rstd = _normalized(v, num_groups, eps)
@@ -93,9 +118,34 @@ def group_norm(
 def group_norm_backward(
     dy, x, num_groups, weight=None, bias=None, eps=1e-5, *, channel_axis=1, activation=None, skip=None, residual=None
 ):
-    """(dx, dweight, dbias, dresidual) in float64, from statistics of its own.
+    """Gradients from dy, in float64 and from statistics of its own.
 
-    The gradients of a weight or bias that is None have shape (C,); dresidual is None where residual is.
+    Parameters
+    ----------
+    dy : ndarray
+        The gradient with respect to y: of x's shape.
+    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual
+        As for `group_norm`.
+
+    Returns
+    -------
+    dx : ndarray of float64
+        Of x's shape.
+    dweight, dbias : ndarray of float64
+        Of the parameter's shape, (C,) or (N, C); (C,) where the parameter is None.
+    dresidual : ndarray of float64 or None
+        Of x's shape; None where `residual` is.
+
+    Raises
+    ------
+    KeyError, ValueError
+        By NumPy or Python where arguments do not fit: nothing is checked beforehand.
+
+    Examples
+    --------
+    >>> from numbagn import reference
+    >>> reference.group_norm_backward([[[1.0, 2.0]]], [[[1.0, 3.0]]], 1)[2]
+    array([3.])
     """
     v, dy = _float64(x, channel_axis), _float64(dy, channel_axis)
     v = v if skip is None else v + _float64(skip, channel_axis)
