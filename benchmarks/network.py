@@ -1,7 +1,7 @@
-"""A small residual network in NumPy whose norms can be exchanged: forward, backward and the steps of training.
+"""A small convolutional network in NumPy whose norms can be exchanged: forward, backward and the steps of training.
 
 Images (N, 1, 8, 8) go through six 3x3 convolutions, each followed by norm and ReLU, at 8x8, 4x4 and 2x2 positions, two
-at each; the second adds its input before the ReLU. The mean over positions is classified by one matrix, (N, 10).
+at each. The mean over positions is classified by one matrix: (N, 10).
 """
 
 from collections.abc import Callable
@@ -15,8 +15,7 @@ import numbagn
 from .convolution import convolve, convolve_backward
 
 CHANNELS = (1, 16, 16, 32, 32, 64, 64)
-POOLED_AFTER = (1, 3)  # convolutions, counted from 0: a 2x2 mean
-RESIDUAL = (1, 3, 5)
+POOLED_AFTER = (1, 3)  # convolutions, counted from 0, whose results a 2x2 mean follows
 CLASSES = 10
 CHANNELS_A_GROUP = 8
 BATCH_NORM_EPS = 1e-5
@@ -25,7 +24,7 @@ Parameters = list[np.ndarray]
 
 
 class BatchNorm:
-    """Batch norm, residual and ReLU as textbooks have them: the batch's statistics in training, running ones later.
+    """Batch norm and ReLU as the textbook has them: the batch's statistics in training, running ones afterwards.
 
     `keep` is how much of the running statistics one step keeps.
     """
@@ -35,7 +34,7 @@ class BatchNorm:
         self.running_mean, self.running_var = np.zeros(channels, dtype), np.ones(channels, dtype)
         self.keep = keep
 
-    def forward(self, x: np.ndarray, residual: np.ndarray | None = None) -> tuple[np.ndarray, tuple]:
+    def forward(self, x: np.ndarray) -> tuple[np.ndarray, tuple]:
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
         count = x.size // x.shape[1]
         unbiased = var * (count / (count - 1))
@@ -43,23 +42,21 @@ class BatchNorm:
         self.running_var += (1 - self.keep) * (unbiased - self.running_var)
         rstd = 1 / np.sqrt(var + BATCH_NORM_EPS)
         x_hat = (x - _apart(mean)) * _apart(rstd)
-        z = x_hat * _apart(self.weight) + _apart(self.bias)
-        y = np.maximum(z if residual is None else z + residual, 0)
-        return y, (x_hat, rstd, y, residual is not None)
+        y = np.maximum(x_hat * _apart(self.weight) + _apart(self.bias), 0)
+        return y, (x_hat, rstd, y)
 
-    def backward(self, dy: np.ndarray, saved: tuple) -> tuple[np.ndarray, ...]:
-        x_hat, rstd, y, with_residual = saved
+    def backward(self, dy: np.ndarray, saved: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        x_hat, rstd, y = saved
         dy = dy * (y > 0)
         dweight, dbias = (dy * x_hat).sum((0, 2, 3)), dy.sum((0, 2, 3))
         count = dy.size // dy.shape[1]
         dx = _apart(rstd * self.weight) * (dy - _apart(dbias / count) - x_hat * _apart(dweight / count))
-        return (dx, dweight, dbias, dy) if with_residual else (dx, dweight, dbias)
+        return dx, dweight, dbias
 
-    def __call__(self, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         rstd = 1 / np.sqrt(self.running_var + BATCH_NORM_EPS)
         scale = self.weight * rstd
-        z = x * _apart(scale) + _apart(self.bias - self.running_mean * scale)
-        return np.maximum(z if residual is None else z + residual, 0)
+        return np.maximum(x * _apart(scale) + _apart(self.bias - self.running_mean * scale), 0)
 
 
 # Each makes norm and ReLU of one place: channels, dtype, what running statistics keep of themselves in a step.
@@ -94,9 +91,8 @@ class Network:
         """Mean cross-entropy, and its gradient by each of `parameters`."""
         saved = []
         for number, (kernel, norm) in enumerate(zip(self.kernels, self.norms, strict=True)):
-            residual = x if number in RESIDUAL else None
             x, columns = convolve(x, kernel)
-            x, of_norm = norm.forward(x, residual=residual)
+            x, of_norm = norm.forward(x)
             saved.append((columns, of_norm))
             x = _pooled(x) if number in POOLED_AFTER else x
         shape, features = x.shape, x.mean((2, 3))
@@ -115,16 +111,15 @@ class Network:
         for number in reversed(range(len(self.kernels))):
             columns, of_norm = saved[number]
             dx = _spread(dx) if number in POOLED_AFTER else dx
-            dx, dweight, dbias, *dresidual = self.norms[number].backward(dx, of_norm)
+            dx, dweight, dbias = self.norms[number].backward(dx, of_norm)
             dx, dkernel = convolve_backward(dx, columns, self.kernels[number])
-            dx = dx + dresidual[0] if dresidual else dx
             dkernels.insert(0, dkernel)
             dnorms[:0] = [dweight, dbias]
         return loss, [*dkernels, dlast, dlast_bias, *dnorms]
 
     def classify(self, x: np.ndarray) -> np.ndarray:
         for number, (kernel, norm) in enumerate(zip(self.kernels, self.norms, strict=True)):
-            x = norm(convolve(x, kernel)[0], residual=x if number in RESIDUAL else None)
+            x = norm(convolve(x, kernel)[0])
             x = _pooled(x) if number in POOLED_AFTER else x
         return (x.mean((2, 3)) @ self.last + self.last_bias).argmax(1)
 
