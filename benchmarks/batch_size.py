@@ -56,8 +56,8 @@ def main(options: argparse.Namespace) -> None:
     except Skip as reason:
         print(f"skipped: {reason}", file=sys.stderr)
         return
-    # Small batches take longest: first, so that the processes end together.
-    points = [(norm, size, seed) for size in BATCH_SIZES[::-1] for seed in range(options.seeds) for norm in NORMS]
+    # One seed after the other, so that an interrupted run leaves whole ones.
+    points = [(norm, size, seed) for seed in range(options.seeds) for size in BATCH_SIZES[::-1] for norm in NORMS]
     errors: dict[tuple[str, int], list[float]] = {(norm, size): [] for norm in NORMS for size in BATCH_SIZES}
     begin = time.time()
     # A process a core, each with one thread; spawned: a forked one would keep this process's idea of its threads.
@@ -70,7 +70,7 @@ def main(options: argparse.Namespace) -> None:
                 f"[{time.time() - begin:4.0f} s] {done}/{len(points)} {norm}, batches of {size}: {job.result():.2f} %"
             )
             print(text, file=sys.stderr)
-    write(options.output, COLUMNS, [_row(*key, values, options) for key, values in errors.items()])
+            write(options.output, COLUMNS, [_row(*key, values, options) for key, values in errors.items() if values])
     print(f"wrote {options.output}", file=sys.stderr)
 
 
