@@ -134,9 +134,9 @@ def test_training_lowers_the_loss(one_thread, norm):
     descent, losses = Descent(network.parameters), []
     for _ in range(50):
         loss, gradients = network.loss_and_gradients(images, labels)
-        descent.step(gradients, 0.03)
+        descent.step(gradients, 0.05)
         losses.append(loss)
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < (0.8 if norm == "instance norm" else 0.1) * losses[0]
 
 
 def test_a_training_is_the_same_again(one_thread):
