@@ -156,3 +156,21 @@ def batch_size_table(rows: list[Row]) -> str:
         cells = [f"{float(part[n]['error_percent']):.2f} ± {float(part[n]['standard_error']):.2f}" for n in sizes]
         lines.append(f"| {norm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def cold_start_table(rows: list[Row]) -> str:
+    """Seconds of the first steps of a process, with an empty cache and a full one."""
+    lines = [
+        f"{rows[0]['machine']}, {dates(rows)}; medians of {rows[0]['repeats']} fresh processes each; "
+        f"NumPy and Numba were imported before ({float(rows[0]['import_numpy_s']):.1g} and "
+        f"{float(rows[0]['import_numba_s']):.1g} s).",
+        "",
+        "| x, groups | compiled kernels in the cache | `import numbagn` | first call | second call |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for row in rows:
+        cached = "yes" if row["cache"] == "second process" else "none yet"
+        cells = [f"{row['shape']}, {row['G']}", cached]
+        cells += [f"{float(row[step]):.2g}" for step in ("import_numbagn_s", "first_call_s")]
+        lines.append("| " + " | ".join([*cells, f"{float(row['second_call_s']):.1e}"]) + " |")
+    return "\n".join(lines)

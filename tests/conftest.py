@@ -1,12 +1,16 @@
 """What every test needs: a cache of compiled kernels of its own, enough threads, fixed seeds."""
 
 import os
+import sys
 from pathlib import Path
 
 # Before Numba is imported, here or in a subprocess: kernels compiled for the tests are kept beside the sources, and the
 # tests of equal bits use up to four threads whatever the machine has.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".numba_cache"))
 os.environ.setdefault("NUMBA_NUM_THREADS", "4")
+
+# At the end, so that an installed numbagn is what is tested; benchmarks/ is in the clone alone.
+sys.path.append(str(Path(__file__).parents[1]))
 
 import numpy as np
 import pytest

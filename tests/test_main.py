@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from command_line import G2, GOOD, command, error_line, leftovers, normalize, shell, write_npy, write_npz
+from command_line import G2, GOOD, ROOT, command, error_line, leftovers, normalize, shell, write_npy, write_npz
 
 import numbagn
 from numbagn import _files, _selfcheck
@@ -35,6 +35,12 @@ def test_self_check_says_all_is_well():
     assert [name for name, _, _ in times] == ["numbagn", "NumPy copy", "NumPy definition"]
     for _, milliseconds, speed in times:  # 21 MB, so MB/ms = GB/s
         assert 20.97 / float(milliseconds) == pytest.approx(float(speed), rel=0.1)
+
+    # the README shows these lines; numbers and the machine's own lines differ
+    shown = re.search(r"^```text\n(numbagn .*?)\n```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    machine = re.compile(r"(numbagn \d|packages|CPU|GPU|threads|  slower than|  the environment variable).*\n")
+    masked = (re.sub(r" *\d\S*", " #", machine.sub("", text.rstrip() + "\n")) for text in (shown, done.stdout))
+    assert next(masked) == next(masked)
 
 
 def test_self_check_finds_wrong_numbers(monkeypatch, capsys):
