@@ -88,7 +88,7 @@ def _start(orders: dict[str, Any]) -> list[dict[str, Any]]:
 def _tell_once(told: set[tuple[str, str]], record: dict[str, Any], rewrite: bool) -> None:
     if (record["skip"], record["reason"]) not in told:
         told.add((record["skip"], record["reason"]))
-        show(f"skipped {record['skip']} in {record['variant']}: {record['reason']}", rewrite)
+        show(f"skipped {record['skip']} in {record['variant']}: {record['reason']}", rewrite, stays=True)
 
 
 def _combined(records: list[dict[str, Any]]) -> dict[str, Any]:

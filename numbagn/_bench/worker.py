@@ -31,6 +31,9 @@ def work(orders: dict[str, Any], results: TextIO) -> None:
         if time.time() > orders["deadline"]:
             show(f"{orders['label']} out of time before {number}/{len(orders['pairs'])}", orders["rewrite"])
             return
+        place = f"{orders['label']} {number}/{len(orders['pairs'])} {variant_name} {case_name}"
+        if orders["rewrite"]:
+            show(f"[{time.time() - orders['begin']:4.0f} s] {place}: compiling, checking, measuring ...", True)
         variant, case = variant_named(variant_name), case_named(case_name)
         try:
             task = make_task(case, variant)
@@ -43,18 +46,16 @@ def work(orders: dict[str, Any], results: TextIO) -> None:
         results.flush()
         shown = {f"{row['peer']} {row['output']}": row["ratio_to_copy"] for row in rows if row["peer"] != "copy"}
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in shown.items())
-        elapsed = f"[{time.time() - orders['begin']:4.0f} s]"
-        place = f"{elapsed} {orders['label']} {number}/{len(orders['pairs'])} {variant_name} {case_name}"
-        show(f"{place}: x copy: {ratios}", orders["rewrite"])
+        show(f"[{time.time() - orders['begin']:4.0f} s] {place}: x copy: {ratios}", orders["rewrite"])
 
 
-def show(text: str, rewrite: bool) -> None:
-    """A line of progress; rewritten in place, it is cut to what a terminal's line holds."""
-    if rewrite:
-        width = shutil.get_terminal_size().columns - 1
-        print(f"\r{text[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+def show(text: str, rewrite: bool, stays: bool = False) -> None:
+    """A line of progress; rewritten in place, unless it stays, it is cut to what a terminal's line holds."""
+    if rewrite and not stays:
+        text = f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
+        print(text, end="", file=sys.stderr, flush=True)
     else:
-        print(text, file=sys.stderr, flush=True)
+        print("\r\x1b[K" * rewrite + text, file=sys.stderr, flush=True)
 
 
 def measure_task(task: Task, orders: dict[str, Any], results: TextIO) -> list[dict[str, Any]]:
@@ -126,5 +127,8 @@ def _times(turns: Turns, task: Task) -> dict[str, float]:
 
 
 if __name__ == "__main__":  # as `starts` runs it
-    with Path(sys.argv[2]).open("a") as file:
-        work(json.loads(sys.argv[1]), file)
+    try:
+        with Path(sys.argv[2]).open("a") as file:
+            work(json.loads(sys.argv[1]), file)
+    except KeyboardInterrupt:  # the process that started this one has been told as well, and says so
+        sys.exit(130)
