@@ -1,9 +1,10 @@
 """The figure of the batch-size experiment: test error by batch size, one line a norm."""
 
-from collections import defaultdict
 from pathlib import Path
 
 from numbagn._bench.groups import Row, dates
+
+from .tables import errors_by_point, mean_and_error
 
 # Of the Okabe-Ito set, told apart by marker as well.
 STYLES = {
@@ -20,16 +21,15 @@ def draw(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    parts = defaultdict(list)
-    for row in rows:
-        parts[row["norm"]].append([float(row[name]) for name in ("batch_size", "error_percent", "standard_error")])
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for norm, (colour, marker) in STYLES.items():
-        sizes, errors, deviations = zip(*sorted(parts[norm], reverse=True), strict=True)
-        axes.errorbar(sizes, errors, deviations, label=norm, color=colour, marker=marker, capsize=3, linewidth=1.6)
+    for norm, by_size in errors_by_point(rows).items():
+        means, deviations = zip(*map(mean_and_error, by_size.values()), strict=True)
+        colour, marker = STYLES[norm]
+        axes.errorbar(by_size, means, deviations, label=norm, color=colour, marker=marker, capsize=3, linewidth=1.6)
+    sizes, seeds = list(by_size), len(next(iter(by_size.values())))
     axes.set_xscale("log", base=2)
     axes.invert_xaxis()
-    axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axes.set_xticks(sizes, sizes)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("images in a batch")
     axes.set_ylabel("test error, percent")
@@ -39,7 +39,7 @@ def draw(rows: list[Row], path: Path) -> None:
     first = rows[0]
     axes.set_title(
         f"Handwritten digits, {first['training_samples']} images, {first['epochs']} epochs; mean and standard error\n"
-        f"over {first['seeds']} seeds; {dates(rows)}",
+        f"over {seeds} seeds; {dates(rows)}",
         fontsize=10,
         loc="left",
     )

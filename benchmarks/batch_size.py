@@ -27,14 +27,11 @@ TRAINING_SAMPLES = 1200
 # Of noise added to images of variance 1. Without it every norm and batch size gets 98 % right, which shows nothing.
 NOISE = 0.7
 TEST_DRAWS = 4  # of the noise on each test image
-COLUMNS = (
-    *("norm", "batch_size", "seeds", "error_percent", "standard_error", "lowest", "highest"),
-    *("training_samples", "test_samples", "epochs", "noise"),
-)
+COLUMNS = ("norm", "batch_size", "seed", "error_percent", "training_samples", "test_samples", "epochs", "noise")
 DESCRIPTION = """\
 Train a small convolutional network on scikit-learn's handwritten digits with batches of 32, 16, 8, 4 and 2 images and
-write the test error, mean and standard error over seeds. The network, batch norm and the steps of training are plain
-NumPy; group, layer and instance norm, forward and backward, are numbagn's.
+write the test error of each training. The network, batch norm and the steps of training are plain NumPy; group, layer
+and instance norm, forward and backward, are numbagn's.
 
 What differs between two points is the norm and the batch size alone: each seed has one split of the data, one start of
 the weights and one order of the images for all of them, each sees every image as often, and the learning rate follows
@@ -58,19 +55,18 @@ def main(options: argparse.Namespace) -> None:
         return
     # One seed after the other, so that an interrupted run leaves whole ones.
     points = [(norm, size, seed) for seed in range(options.seeds) for size in BATCH_SIZES[::-1] for norm in NORMS]
-    errors: dict[tuple[str, int], list[float]] = {(norm, size): [] for norm in NORMS for size in BATCH_SIZES}
+    errors: dict[tuple[str, int, int], float] = {}
     begin = time.time()
     # A process a core, each with one thread; spawned: a forked one would keep this process's idea of its threads.
     with environment_of(1), ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         jobs = {pool.submit(test_error, *point, options.epochs, options.noise): point for point in points}
         for done, job in enumerate(as_completed(jobs), 1):
-            norm, size, _ = jobs[job]
-            errors[norm, size].append(job.result())
-            text = (
-                f"[{time.time() - begin:4.0f} s] {done}/{len(points)} {norm}, batches of {size}: {job.result():.2f} %"
-            )
-            print(text, file=sys.stderr)
-            write(options.output, COLUMNS, [_row(*key, values, options) for key, values in errors.items() if values])
+            norm, size, seed = jobs[job]
+            errors[norm, size, seed] = job.result()
+            place = f"[{time.time() - begin:4.0f} s] {done}/{len(points)} {norm}, batches of {size}, seed {seed}"
+            print(f"{place}: {job.result():.2f} %", file=sys.stderr)
+            rows = [_row(*point, errors[point], options) for point in sorted(errors, key=_order)]
+            write(options.output, COLUMNS, rows)
     print(f"wrote {options.output}", file=sys.stderr)
 
 
@@ -124,16 +120,17 @@ def disturbed(images: np.ndarray, noise: float, rng: np.random.Generator) -> np.
     return moved + images.dtype.type(noise) * rng.standard_normal(images.shape, images.dtype)
 
 
-def _row(norm: str, size: int, errors: list[float], options: argparse.Namespace) -> dict[str, Any]:
-    deviation = np.std(errors, ddof=1) if len(errors) > 1 else np.nan
+def _order(point: tuple[str, int, int]) -> tuple[int, int, int]:
+    norm, size, seed = point
+    return list(NORMS).index(norm), BATCH_SIZES.index(size), seed
+
+
+def _row(norm: str, size: int, seed: int, error: float, options: argparse.Namespace) -> dict[str, Any]:
     row = {
         "norm": norm,
         "batch_size": size,
-        "seeds": len(errors),
-        "error_percent": f"{np.mean(errors):.3f}",
-        "standard_error": f"{deviation / np.sqrt(len(errors)):.3f}",
-        "lowest": f"{min(errors):.3f}",
-        "highest": f"{max(errors):.3f}",
+        "seed": seed,
+        "error_percent": f"{error:.2f}",
         "training_samples": TRAINING_SAMPLES,
         "test_samples": len(digits()[0]) - TRAINING_SAMPLES,
         "epochs": options.epochs,

@@ -10,6 +10,7 @@ from numba.core.errors import NumbaError
 
 import numbagn
 from numbagn import _njit
+from numbagn._arrays import _FAMILIES
 from numbagn._dtypes import ROWS, Dtype
 from numbagn._problem import ACTIVATIONS
 
@@ -67,7 +68,7 @@ COLUMNS: dict[str, Callable[[Array], object]] = {
     "`activation`, `skip`, `residual`, (N, C) parameters": _options,
     "`lengths`, `mask`": _valid,
     "backward, any strides": _everywhere(_backward),
-    "`layer_norm`, `instance_norm`": lambda x: (numbagn.layer_norm(x, 2), numbagn.instance_norm(x)),
+    "`layer_norm`": lambda x: numbagn.layer_norm(x, 2),
     "`group_moments`, `normalize`": _moments,
     "forward mode, second derivatives": _second,
     "in your `@njit` functions": _compiled,
@@ -75,8 +76,11 @@ COLUMNS: dict[str, Callable[[Array], object]] = {
 
 
 def table() -> str:
-    """A line a dtype."""
+    """The kinds of array in a sentence, and a line a dtype."""
+    kinds = [kind.library.partition(".")[0] + (" (lazily)" if kind.lazy else "") for kind in _FAMILIES[:-1]]
     lines = [
+        f"Arrays of {', '.join(kinds)} and of libraries that keep to the array API standard, in CPU memory.",
+        "",
         "| dtype of x | of y | parameters applied in | " + " | ".join(COLUMNS) + " |",
         "|---" * (3 + len(COLUMNS)) + "|",
         *(

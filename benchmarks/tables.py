@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 
+import numpy as np
+
 from numbagn._bench.groups import Group, Row, dates, geometric_mean, groups_of, versions
 
 WARNING = "\N{WARNING SIGN}"
@@ -118,7 +120,7 @@ def pipeline_table(rows: list[Row]) -> str:
     norms = list(dict.fromkeys(row["norm"] for row in rows))
     named = {row["norm"]: f"{row['norm']} {row['version']}" for row in rows}
     lines = [
-        f"Milliseconds, medians of {rows[0]['starts']} processes; {rows[0]['machine']}, {dates(rows)}.",
+        f"Milliseconds, medians of turns in {rows[0]['starts']} fresh processes; {rows[0]['machine']}, {dates(rows)}.",
         f"All blocks are within {max(float(row['max_error']) for row in rows):.0e} of the block in float64.",
         "",
         "| x, groups | threads | "
@@ -132,34 +134,49 @@ def pipeline_table(rows: list[Row]) -> str:
     for row in rows:
         parts[row["shape"], row["G"], row["threads"]][row["norm"]] = row
     for (shape, groups, threads), part in parts.items():
-        cells = [f"{part[n]['norms_ms']} ({part[n]['norms_percent']} %)" if n in part else "-" for n in norms]
+        cells = [
+            f"{part[n]['norms_ms']} ({float(part[n]['norms_percent']):.2g} %)" if n in part else "-" for n in norms
+        ]
         cells += [f"{float(part[n]['block_ms']):.0f}" if n in part else "-" for n in norms]
         lines.append(f"| {shape}, {groups} | {threads} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def errors_by_point(rows: list[Row]) -> dict[str, dict[int, np.ndarray]]:
+    """The test errors by norm and batch size, largest first, in the order of their seeds."""
+    errors = defaultdict(lambda: defaultdict(list))
+    for row in sorted(rows, key=lambda row: (-int(row["batch_size"]), int(row["seed"]))):
+        errors[row["norm"]][int(row["batch_size"])].append(float(row["error_percent"]))
+    norms = dict.fromkeys(row["norm"] for row in rows)
+    return {norm: {size: np.array(values) for size, values in errors[norm].items()} for norm in norms}
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
 def batch_size_table(rows: list[Row]) -> str:
     """Mean error and its standard error by norm and batch size."""
-    sizes = sorted({int(row["batch_size"]) for row in rows}, reverse=True)
-    first = rows[0]
+    first, errors = rows[0], errors_by_point(rows)
+    sizes = list(errors[first["norm"]])
     lines = [
-        f"Test error in percent, mean ± standard error over {first['seeds']} seeds; {first['training_samples']} images "
-        f"to train on, {first['test_samples']} to test with, {first['epochs']} epochs; {dates(rows)}.",
+        f"Test error in percent, mean ± standard error over {len(errors[first['norm']][sizes[0]])} seeds; "
+        f"{first['training_samples']} images to train on, {first['test_samples']} to test with, "
+        f"{first['epochs']} epochs; {dates(rows)}. The last column is the mean of each seed's difference.",
         "",
-        "| batch size | " + " | ".join(map(str, sizes)) + " |",
-        "|---" + "|--:" * len(sizes) + "|",
+        "| images in a batch | " + " | ".join(map(str, sizes)) + f" | {sizes[-1]} less {sizes[0]} |",
+        "|---" + "|--:" * (len(sizes) + 1) + "|",
     ]
-    parts = defaultdict(dict)
-    for row in rows:
-        parts[row["norm"]][int(row["batch_size"])] = row
-    for norm, part in parts.items():
-        cells = [f"{float(part[n]['error_percent']):.2f} ± {float(part[n]['standard_error']):.2f}" for n in sizes]
+    for norm, by_size in errors.items():
+        cells = ["{:.1f} ± {:.1f}".format(*mean_and_error(by_size[size])) for size in sizes]
+        cells.append("{:+.1f} ± {:.1f}".format(*mean_and_error(by_size[sizes[-1]] - by_size[sizes[0]])))
         lines.append(f"| {norm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def cold_start_table(rows: list[Row]) -> str:
-    """Seconds of the first steps of a process, with an empty cache and a full one."""
+    """How long the first steps of a process take, with an empty cache and a full one."""
     lines = [
         f"{rows[0]['machine']}, {dates(rows)}; medians of {rows[0]['repeats']} fresh processes each; "
         f"NumPy and Numba were imported before ({float(rows[0]['import_numpy_s']):.1g} and "
@@ -171,6 +188,11 @@ def cold_start_table(rows: list[Row]) -> str:
     for row in rows:
         cached = "yes" if row["cache"] == "second process" else "none yet"
         cells = [f"{row['shape']}, {row['G']}", cached]
-        cells += [f"{float(row[step]):.2g}" for step in ("import_numbagn_s", "first_call_s")]
-        lines.append("| " + " | ".join([*cells, f"{float(row['second_call_s']):.1e}"]) + " |")
+        cells += [_time(float(row[step])) for step in ("import_numbagn_s", "first_call_s", "second_call_s")]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    scale, unit = next((s, u) for s, u in ((1, "s"), (1e-3, "ms"), (1e-6, "us")) if seconds >= s / 10)
+    return f"{seconds / scale:.2g} {unit}"
