@@ -25,7 +25,9 @@ def draw(rows: list[Row], path: Path) -> None:
     for norm, by_size in errors_by_point(rows).items():
         means, deviations = zip(*map(mean_and_error, by_size.values()), strict=True)
         colour, marker = STYLES[norm]
-        axes.errorbar(by_size, means, deviations, label=norm, color=colour, marker=marker, capsize=3, linewidth=1.6)
+        axes.errorbar(
+            list(by_size), means, deviations, label=norm, color=colour, marker=marker, capsize=3, linewidth=1.6
+        )
     sizes, seeds = list(by_size), len(next(iter(by_size.values())))
     axes.set_xscale("log", base=2)
     axes.invert_xaxis()

@@ -152,8 +152,9 @@ def errors_by_point(rows: list[Row]) -> dict[str, dict[int, np.ndarray]]:
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean and its standard error."""
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    """The mean and its standard error, NaN of a single value."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(values.mean()), float(error)
 
 
 def batch_size_table(rows: list[Row]) -> str:
