@@ -43,6 +43,24 @@ def test_files_the_readme_shows_are_there():
         assert (ROOT / name).exists() or (ROOT / "numbagn" / name).exists(), name
 
 
+def test_the_design_page_names_what_is_there():
+    page = (ROOT / "numbagn" / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(test_\w+)`", page):
+        assert (ROOT / "tests" / f"{name}.py").exists(), name
+    table = page.split("## Where things live")[1].split("## How to add")[0]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)}
+    folders = (ROOT / "numbagn", ROOT / "numbagn" / "kernels")
+    for name in named:
+        assert any(list(folder.glob(f"{name}.py")) or (folder / name).is_dir() for folder in folders), name
+    modules = {
+        path.stem
+        for path in (ROOT / "numbagn").rglob("*.py")
+        if "_bench" not in path.parts and "interop" not in path.parts
+    }
+    told = {Path(name).name.rstrip("/*") for name in named} | {"__init__"}
+    assert not {m for m in modules if not any(m == t or m.startswith(f"{t}_") for t in told)}
+
+
 def test_changelog_names_this_version():
     assert numbagn.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
