@@ -1,0 +1,27 @@
+"""Copies between memory layouts, for arrays whose own no kernel can walk."""
+
+from functools import lru_cache
+
+from numba import cuda
+
+from .target import kernel, load, store, unpack
+
+
+@lru_cache(maxsize=None)
+def copy(from_kind, to_kind, axes, threads):
+    """An element for each thread; shape and strides, in elements, are tuples."""
+
+    @kernel(threads)
+    def copy_strided(source, target, size, shape, source_strides, target_strides):
+        i = cuda.blockIdx.x * threads + cuda.threadIdx.x
+        if i < size:
+            from_index, to_index = 0, 0
+            for axis in range(axes - 1, -1, -1):
+                rest = i // shape[axis]
+                place = i - rest * shape[axis]
+                from_index += place * source_strides[axis]
+                to_index += place * target_strides[axis]
+                i = rest
+            store(target, to_index, to_kind, unpack(load(source, from_index, from_kind, 1)))
+
+    return copy_strided

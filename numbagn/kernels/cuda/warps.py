@@ -1,0 +1,21 @@
+"""What the threads of a warp do together, on a GPU."""
+
+from numba import cuda
+
+ALL = 0xFFFFFFFF
+
+
+@cuda.jit(device=True, forceinline=True)
+def warp_sum(value, team):
+    """The sum over neighbours, 1 to 32 of them: the same bits in each, since a + b is b + a."""
+    step = team // 2
+    while step > 0:
+        value += cuda.shfl_xor_sync(ALL, value, step)
+        step //= 2
+    return value
+
+
+@cuda.jit(device=True, forceinline=True)
+def warp_any(flag):
+    """Whether the flag is set in any thread of the warp."""
+    return cuda.any_sync(ALL, flag)
