@@ -57,25 +57,25 @@ def whole_of(elements: int, count: int) -> Whole | None:
 
     With 1024 threads a thread has 64 registers: eight packed values of four words leave room to work with them.
     """
-    vectors = -(-elements // count)
+    vectors, small, most = -(-elements // count), THREADS // 2, 4 * THREADS
     if vectors <= 32:
-        return Whole(1, 1 << (vectors - 1).bit_length(), 128)
-    for each, team in ((4, 32), (4, THREADS), (4, 512), (4, 1024), (8, 1024)):
+        return Whole(1, 1 << (vectors - 1).bit_length(), small)
+    for each, team in ((4, 32), (4, THREADS), (4, 2 * THREADS), (4, most), (8, most)):
         if vectors <= each * team:
-            return Whole(each, team, max(team, 128))
-    return Whole(16, 1024, 1024) if count == 1 and vectors <= 16384 else None
+            return Whole(each, team, max(team, small))
+    return Whole(16, most, most) if count == 1 and vectors <= 16 * most else None
 
 
 @lru_cache(maxsize=4096)
 def rows_of(elements: int, count: int, wide: bool) -> Whole | None:
     """How a team holds a row in the backward pass of layer norm: x_hat, dz and two sums for each element."""
-    vectors = -(-elements // count)
+    vectors, small, most = -(-elements // count), THREADS // 2, 2 * THREADS
     if vectors <= 32:
-        return Whole(1, 1 << (vectors - 1).bit_length(), 128)
-    for each, team in ((1, 64), (1, 128), (1, 256), (1, 512), (2, 256), (2, 512)):
-        if vectors <= each * team and (each == 1 or not wide):
-            return Whole(each, team, max(team, 128))
-    return Whole(4, 512, 512) if count == 1 and vectors <= 2048 else None
+        return Whole(1, 1 << (vectors - 1).bit_length(), small)
+    for each, team in ((1, 64), (1, small), (1, THREADS), (1, most), (2, most)):
+        if vectors <= each * team and team % 32 == 0 and (each == 1 or not wide):
+            return Whole(each, team, max(team, small))
+    return Whole(4, most, most) if count == 1 and vectors <= 4 * most else None
 
 
 @lru_cache(maxsize=4096)

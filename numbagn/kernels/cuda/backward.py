@@ -13,7 +13,7 @@ from .forward import parameter, summand
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, centred, write_coefficients
 from .target import (
-    ACC, device, divide, fma, keep, kept, kernel, lane_sum, load, load_integer, load_one, pack, slope_of, splat, store,
+    ACC, device, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load, load_integer, load_one, pack, slope_of, splat, store,
     store_one, team_sums, unpack,
 )  # fmt: skip
 
@@ -22,16 +22,16 @@ from .target import (
 def gradient_in(kind, skip_kind, dy_kind, res_kind, act, count):
     """A function that reads one x and dy and gives (dz, x_hat)."""
     read, _ = summand(kind, skip_kind, count)
-    slope = slope_of(act)
+    slope, acc = slope_of(act), accumulator_of(kind)
 
     @device
     def both(x, index, skip, skip_index, dy, dy_index, res, res_index, scale, shift, lack, r, w, b):
-        x_hat = centred(unpack(read(x, index, skip, skip_index)), scale, shift, lack) * r
-        dz = unpack(load(dy, dy_index, dy_kind, count))
+        x_hat = centred(unpack(read(x, index, skip, skip_index), acc), scale, shift, lack) * r
+        dz = unpack(load(dy, dy_index, dy_kind, count), acc)
         if act is not None:
             z = fma(x_hat, w, b)
             if res_kind:
-                z = z + unpack(load(res, res_index, res_kind, count))
+                z = z + unpack(load(res, res_index, res_kind, count), acc)
             dz = dz * slope(z)
         return dz, x_hat
 
@@ -74,7 +74,7 @@ def whole(
     A block has `groups_in` groups; a thread holds `each * vectors` packed dz and x_hat in registers.
     """
     acc = accumulator_of(kind)
-    scalar, teams = ACC[acc], threads // team
+    scalar, teams, in_lanes = ACC[acc], threads // team, lanes_in(acc, count)
     per_channel = vectors * max(1, ITEMSIZE[acc] * count // 4)
     read, write = gradient_in(kind, skip_kind, dy_kind, res_kind, act, count), gradient_out(kind, res_kind, count)
     clear = zeros_out(kind, res_kind, count)
@@ -166,8 +166,8 @@ def whole(
                     s = (t + j * team) * count
                     if s < valid:
                         write(
-                            unpack(kept(held_dz, k * vectors + j, acc, count)),
-                            unpack(kept(held_x, k * vectors + j, acc, count)), dx, n * dx_n + c * dx_r + s, dres,
+                            in_lanes(held_dz, k * vectors + j),
+                            in_lanes(held_x, k * vectors + j), dx, n * dx_n + c * dx_r + s, dres,
                             n * dres_n + c * dres_r + s, r, a, mean_g, mean_gx,
                         )  # fmt: skip
                     elif s < S:
@@ -186,7 +186,7 @@ def rows(
     channels; each team's go to `partial`.
     """
     acc = accumulator_of(kind)
-    scalar, teams = ACC[acc], threads // team
+    scalar, teams, in_lanes = ACC[acc], threads // team, lanes_in(acc, count)
     read, write = gradient_in(kind, skip_kind, dy_kind, res_kind, act, count), gradient_out(kind, res_kind, count)
     weight, bias = parameter(w_kind, acc, count, True, 1.0), parameter(b_kind, acc, count, True, 0.0)
     sums, coefficients = team_sums(team, acc), write_coefficients(acc)
@@ -224,7 +224,9 @@ def rows(
                 )  # fmt: skip
             cuda.syncthreads()
             at = place * FIELDS
-            shift, lack, r, scale = table[at + SHIFT], table[at + LACK], table[at + RSTD], table[at + SCALE]
+            shift, lack, r, scale = scalar(0.0), scalar(0.0), scalar(0.0), scalar(1.0)
+            if live:
+                shift, lack, r, scale = table[at + SHIFT], table[at + LACK], table[at + RSTD], table[at + SCALE]
             sum_g, sum_gx = zero, zero
             for j in range(vectors):
                 d = (t + j * team) * count
@@ -239,8 +241,8 @@ def rows(
                     sum_gx = fma(dz * a, x_hat, sum_gx)
                     keep(held_dz, j, pack(dz, acc))
                     keep(held_x, j, pack(x_hat, acc))
-                    keep(total_dz, j, pack(unpack(kept(total_dz, j, acc, count)) + dz, acc))
-                    keep(total_x, j, pack(fma(dz, x_hat, unpack(kept(total_x, j, acc, count))), acc))
+                    keep(total_dz, j, pack(in_lanes(total_dz, j) + dz, acc))
+                    keep(total_x, j, pack(fma(dz, x_hat, in_lanes(total_x, j)), acc))
             mean_g, mean_gx = sums(lane_sum(sum_g), lane_sum(sum_gx))
             mean_g, mean_gx = mean_g / scalar(D), mean_gx / scalar(D)
             for j in range(vectors):
@@ -248,15 +250,15 @@ def rows(
                 if d < D and live:
                     c = g * D + d
                     write(
-                        unpack(kept(held_dz, j, acc, count)), unpack(kept(held_x, j, acc, count)), dx, n * dx_n + c,
+                        in_lanes(held_dz, j), in_lanes(held_x, j), dx, n * dx_n + c,
                         dres, n * dres_n + c, r * scale, weight(w, c, w_c), mean_g, mean_gx,
                     )  # fmt: skip
         for j in range(vectors):
             d = (t + j * team) * count
             if d < D and part < parts:
                 place = part * (G * D) + g * D + d
-                store(partial, place, acc, unpack(kept(total_dz, j, acc, count)))
-                store(partial, parts * G * D + place, acc, unpack(kept(total_x, j, acc, count)))
+                store(partial, place, acc, in_lanes(total_dz, j))
+                store(partial, parts * G * D + place, acc, in_lanes(total_x, j))
 
     return backward_rows
 

@@ -13,7 +13,7 @@ from .forward import parameter
 from .kinds import accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, write_coefficients
 from .target import (
-    ACC, device, divide, fma, keep, kept, kernel, lane_sum, load_integer, load_one, pack, splat, store_one, team_sums, unpack,
+    ACC, device, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store_one, team_sums, unpack,
 )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def sums_last(
 ):  # fmt: skip
     """The sums of each channel over one slice of positions, channels last."""
     acc = accumulator_of(kind)
-    scalar, rows, channels = ACC[acc], threads // columns, columns * count
+    scalar, rows, channels, in_lanes = ACC[acc], threads // columns, columns * count, lanes_in(acc, count)
     read, put = gradient_in(kind, skip_kind, dy_kind, res_kind, act, count), store_one(acc)
     fill = _channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads)
     table_size, sums_size = channels * (FIELDS + 2), channels * rows
@@ -130,12 +130,12 @@ def sums_last(
         c = tile * channels + column * count
         sum_dz, sum_x = splat(0.0, acc, count), splat(0.0, acc, count)
         if c < C:
-            shift = unpack(kept(table, SHIFT * columns + column, acc, count))
-            lack = unpack(kept(table, LACK * columns + column, acc, count))
-            r = unpack(kept(table, RSTD * columns + column, acc, count))
-            scale = unpack(kept(table, SCALE * columns + column, acc, count))
-            a = unpack(kept(table, FIELDS * columns + column, acc, count))
-            bb = unpack(kept(table, (FIELDS + 1) * columns + column, acc, count))
+            shift = in_lanes(table, SHIFT * columns + column)
+            lack = in_lanes(table, LACK * columns + column)
+            r = in_lanes(table, RSTD * columns + column)
+            scale = in_lanes(table, SCALE * columns + column)
+            a = in_lanes(table, FIELDS * columns + column)
+            bb = in_lanes(table, (FIELDS + 1) * columns + column)
             for s in range(part * size + row, stop, rows):
                 dz, x_hat = read(
                     x, n * x_n + s * x_r + c, skip, n * skip_n + s * skip_r + c, dy, n * dy_n + s * dy_r + c, res,
@@ -262,7 +262,7 @@ def apply_last(
 ):  # fmt: skip
     """Dx of some positions, channels last."""
     acc = accumulator_of(kind)
-    scalar, rows, channels = ACC[acc], threads // columns, columns * count
+    scalar, rows, channels, in_lanes = ACC[acc], threads // columns, columns * count, lanes_in(acc, count)
     read, write = gradient_in(kind, skip_kind, dy_kind, res_kind, act, count), gradient_out(kind, res_kind, count)
     clear, get = zeros_out(kind, res_kind, count), load_one("float64")
     fill = _channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads)
@@ -293,14 +293,14 @@ def apply_last(
         column = cuda.threadIdx.x - row * columns
         c = tile * channels + column * count
         if c < C:
-            shift = unpack(kept(table, SHIFT * columns + column, acc, count))
-            lack = unpack(kept(table, LACK * columns + column, acc, count))
-            r = unpack(kept(table, RSTD * columns + column, acc, count))
-            scale = unpack(kept(table, SCALE * columns + column, acc, count))
-            a = unpack(kept(table, FIELDS * columns + column, acc, count))
-            bb = unpack(kept(table, (FIELDS + 1) * columns + column, acc, count))
-            mean_g = unpack(kept(of_group, column, acc, count))
-            mean_gx = unpack(kept(of_group, columns + column, acc, count))
+            shift = in_lanes(table, SHIFT * columns + column)
+            lack = in_lanes(table, LACK * columns + column)
+            r = in_lanes(table, RSTD * columns + column)
+            scale = in_lanes(table, SCALE * columns + column)
+            a = in_lanes(table, FIELDS * columns + column)
+            bb = in_lanes(table, (FIELDS + 1) * columns + column)
+            mean_g = in_lanes(of_group, column)
+            mean_gx = in_lanes(of_group, columns + column)
             for begin in range(start + row, stop, rows * vectors):
                 for j in range(vectors):
                     s = begin + j * rows

@@ -4,12 +4,14 @@ from functools import lru_cache
 
 from numba import cuda
 
+from .kinds import accumulator_of
 from .target import kernel, load, store, unpack
 
 
 @lru_cache(maxsize=None)
 def copy(from_kind, to_kind, axes, threads):
     """An element for each thread; shape and strides, in elements, are tuples."""
+    acc = accumulator_of(from_kind)
 
     @kernel(threads)
     def copy_strided(source, target, size, shape, source_strides, target_strides):
@@ -22,6 +24,6 @@ def copy(from_kind, to_kind, axes, threads):
                 from_index += place * source_strides[axis]
                 to_index += place * target_strides[axis]
                 i = rest
-            store(target, to_index, to_kind, unpack(load(source, from_index, from_kind, 1)))
+            store(target, to_index, to_kind, unpack(load(source, from_index, from_kind, 1), acc))
 
     return copy_strided

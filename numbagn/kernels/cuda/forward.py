@@ -31,7 +31,7 @@ def summand(kind, skip_kind, count):
 
     @device
     def both(x, index, skip, skip_index):
-        return pack(unpack(load(x, index, kind, count)) + unpack(load(skip, skip_index, skip_kind, count)), acc)
+        return pack(unpack(load(x, index, kind, count), acc) + unpack(load(skip, skip_index, skip_kind, count), acc), acc)
 
     return both, acc
 
@@ -46,7 +46,7 @@ def parameter(kind, acc, count, lanewise, default):
         @device
         def of_lanes(address, index, given):
             if given:
-                return unpack(load(address, index, kind, count))
+                return unpack(load(address, index, kind, count), acc)
             return splat(default, acc, count)
 
         return of_lanes
@@ -63,13 +63,13 @@ def parameter(kind, acc, count, lanewise, default):
 @lru_cache(maxsize=None)
 def element(kind, res_kind, act, count):
     """A function that normalizes and writes one packed x: the formula of y."""
-    activate = activation_of(act)
+    activate, acc = activation_of(act), accumulator_of(kind)
 
     @device
     def write(v, res, res_index, y, y_index, scale, shift, lack, a, b):
-        z = fma(centred(unpack(v), scale, shift, lack), a, b)
+        z = fma(centred(unpack(v, acc), scale, shift, lack), a, b)
         if res_kind:
-            z = z + unpack(load(res, res_index, res_kind, count))
+            z = z + unpack(load(res, res_index, res_kind, count), acc)
         store(y, y_index, kind, activate(z))
 
     return write
@@ -128,7 +128,7 @@ def whole(
         while again:
             lanes = splat(0.0, held, count)
             for j in range(vectors):
-                lanes = fma(unpack(kept(registers, j, held, count)), scale, lanes)
+                lanes = fma(unpack(kept(registers, j, held, count), acc), scale, lanes)
             total, _ = sums(lane_sum(lanes), zero)
             m = total / scalar(max(elements, 1))
             lanes = splat(0.0, held, count)
@@ -138,7 +138,7 @@ def whole(
                 if e < size:
                     s = e - divide(e, S_mul, S_shift) * S if padded else 0
                     if s < valid:
-                        d = fma(unpack(kept(registers, j, held, count)), scale, -m)
+                        d = fma(unpack(kept(registers, j, held, count), acc), scale, -m)
                         lanes = lanes + d
                         lanes_2 = fma(d, d, lanes_2)
             total, squares = sums(lane_sum(lanes), lane_sum(lanes_2))
@@ -163,7 +163,10 @@ def whole(
             coefficients(shared, place * FIELDS, exact, (mean - exact) + correction, rstd)
         cuda.syncthreads()
         first = place * FIELDS
-        shift, lack, r, scale = shared[first + SHIFT], shared[first + LACK], shared[first + RSTD], shared[first + SCALE]
+        shift, lack, r, scale = zero, zero, zero, one
+        if group < groups:
+            shift, lack = shared[first + SHIFT], shared[first + LACK]
+            r, scale = shared[first + RSTD], shared[first + SCALE]
 
         for j in range(vectors):
             e = (thread + j * team) * count

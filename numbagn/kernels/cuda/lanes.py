@@ -148,7 +148,7 @@ def store(typingctx, address, index, kind, lanes):
         place = _pointer(
             builder, args[0], _index(context, builder, args[1], sig.args[1]), ITEMSIZE[packed.kind], element
         )
-        value = _narrow(builder, args[3], packed)
+        value = _narrow(builder, _cast(builder, args[3], packed.lanes), packed)
         if packed.count == 1:
             value = builder.bitcast(value, ir.IntType(32 * packed.words))
             if element == I16:
@@ -246,10 +246,26 @@ def _narrow(builder, value, packed):
     return builder.bitcast(total, words)
 
 
+def _cast(builder, value, lanes):
+    """Accumulators as those of another precision."""
+    target = _llvm(lanes)
+    if value.type == target:
+        return value
+    change = builder.fpext if target.element == F64 else builder.fptrunc
+    return _each(builder, target, value, lambda lane: change(lane, target.element))
+
+
 @intrinsic
-def unpack(typingctx, packed):
-    """Packed values as accumulators."""
-    return packed.lanes(packed), lambda context, builder, sig, args: _widen(builder, args[0], packed)
+def unpack(typingctx, packed, acc):
+    """Packed values as accumulators of the kind `acc`."""
+    if not isinstance(acc, types.StringLiteral):
+        return None
+    lanes = Packed(acc.literal_value, packed.count).lanes
+
+    def codegen(context, builder, sig, args):
+        return _cast(builder, _widen(builder, args[0], packed), lanes)
+
+    return lanes(packed, acc), codegen
 
 
 @intrinsic
@@ -258,7 +274,10 @@ def pack(typingctx, lanes, kind):
     if not isinstance(kind, types.StringLiteral):
         return None
     packed = Packed(kind.literal_value, lanes.count)
-    return packed(lanes, kind), lambda context, builder, sig, args: _narrow(builder, args[0], packed)
+    def codegen(context, builder, sig, args):
+        return _narrow(builder, _cast(builder, args[0], packed.lanes), packed)
+
+    return packed(lanes, kind), codegen
 
 
 # ---------------------------------------------------------------------------------------------------- lane arithmetic
@@ -300,19 +319,6 @@ def lane_sum(typingctx, lanes):
         return values[0]
 
     return lanes.scalar(lanes), codegen
-
-
-@intrinsic
-def lane(typingctx, lanes, index):
-    """One lane, converted to float64; the index must become a constant when loops are unrolled."""
-
-    def codegen(context, builder, sig, args):
-        value = builder.extract_element(
-            args[0], builder.trunc(_index(context, builder, args[1], sig.args[1]), I32)
-        )
-        return value if lanes.scalar == types.float64 else builder.fpext(value, F64)
-
-    return types.float64(lanes, index), codegen
 
 
 def _fma(builder, element, a, b, c):
@@ -420,7 +426,10 @@ def _register(op, instruction):
             compared = instruction.removeprefix("fcmp ")
             flags = ir.VectorType(I1, lanes.count)
             return _lanewise(builder, flags, operands, lambda a, b: builder.fcmp_ordered(compared, a, b))
-        return _lanewise(builder, _llvm(lanes), operands, getattr(builder, instruction))
+        if instruction == "fneg":  # which NVVM's older dialect does not know
+            operands.insert(0, ir.Constant(_llvm(lanes), [-0.0] * lanes.count))
+        make = builder.fsub if instruction == "fneg" else getattr(builder, instruction)
+        return _lanewise(builder, _llvm(lanes), operands, make)
 
     if op is operator.neg:
         lowering_registry.lower(op, Lanes)(lowering)

@@ -46,19 +46,18 @@ def kept(registers, place, kind, count):
     return Packed(kind, _words(registers, place, kind, count).view(STORAGE[kind]))
 
 
-def unpack(packed):
-    if packed.kind == "float16":
-        return packed.bits.view(np.float16).astype(np.float32)
-    if packed.kind == "bfloat16":
-        return (packed.bits.astype(np.uint32) << 16).view(np.float32)
-    return packed.bits.view(packed.kind)
+def unpack(packed, acc):
+    with np.errstate(all="ignore"):
+        if packed.kind == "bfloat16":
+            return (packed.bits.astype(np.uint32) << 16).view(np.float32).astype(acc)
+        return packed.bits.view(packed.kind).astype(acc)
 
 
 def pack(lanes, kind):
     with np.errstate(all="ignore"):
         if kind != "bfloat16":
             return Packed(kind, lanes.astype(kind).view(STORAGE[kind]))
-        bits = lanes.view(np.uint32)
+        bits = lanes.astype(np.float32).view(np.uint32)
         rounded = bits + (bits >> 16 & 1) + 0x7FFF
         return Packed(kind, np.where(np.isnan(lanes), bits | 0x400000, rounded) >> 16)
 

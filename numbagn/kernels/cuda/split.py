@@ -13,7 +13,7 @@ from .forward import element, parameter, summand
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, inverse_std, scale_for, write_coefficients
 from .target import (
-    ACC, divide, fma, keep, kept, kernel, lane_sum, load_integer, load_one, pack, splat, store, store_one, team_sums,
+    ACC, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store, store_one, team_sums,
     unpack,
 )  # fmt: skip
 
@@ -27,7 +27,7 @@ def sums_first(kind, skip_kind, count, vectors, threads, padded):
     scalar = ACC[acc]
     read, held = summand(kind, skip_kind, count)
     sums, next_scale = team_sums(threads, acc), scale_for(acc)
-    put = store_one("float64")
+    put, words = store_one("float64"), vectors * max(1, ITEMSIZE[held] * count // 4)
     zero, one = scalar(0.0), scalar(1.0)
 
     @kernel(threads)
@@ -35,6 +35,7 @@ def sums_first(kind, skip_kind, count, vectors, threads, padded):
         x, skip, lengths, partial, slices, slices_mul, slices_shift, size, partials, G, G_mul, G_shift, D, S, S_mul,
         S_shift, inner, x_n, x_r, skip_n, skip_r, eps,
     ):  # fmt: skip
+        registers = cuda.local.array(words, np.uint32)
         group = divide(cuda.blockIdx.x, slices_mul, slices_shift)
         part = cuda.blockIdx.x - group * slices
         n = divide(group, G_mul, G_shift)
@@ -48,32 +49,41 @@ def sums_first(kind, skip_kind, count, vectors, threads, padded):
         number = 0
         again = True
         while again:
-            # m: the mean of the first tile
+            # m: the mean of the first tile, which stays in registers
             lanes = splat(0.0, held, count)
-            inside = 0
+            number = 0
             for j in range(vectors):
+                packed = pack(splat(0.0, held, count), held)
                 v = start + thread + j * threads
                 if v < stop:
                     d = divide(v * count, S_mul, S_shift)
                     s = v * count - d * S
                     if s < valid:
-                        values = unpack(read(x, n * x_n + (c + d) * x_r + s, skip, n * skip_n + (c + d) * skip_r + s))
-                        lanes = fma(values, scale, lanes)
-                        inside += count
-            total, tile = sums(lane_sum(lanes), scalar(inside))
+                        packed = read(x, n * x_n + (c + d) * x_r + s, skip, n * skip_n + (c + d) * skip_r + s)
+                        lanes = fma(unpack(packed, acc), scale, lanes)
+                        number += count
+                keep(registers, j, packed)
+            total, tile = sums(lane_sum(lanes), scalar(number))
             m = total / max(tile, one)
             lanes = splat(0.0, held, count)
             lanes_2 = splat(0.0, held, count)
-            number = 0
-            for tile_start in range(start + thread, stop, vectors * threads):
+            for j in range(vectors):
+                v = start + thread + j * threads
+                if v < stop:
+                    s = v * count - divide(v * count, S_mul, S_shift) * S if padded else 0
+                    if s < valid:
+                        difference = fma(unpack(kept(registers, j, held, count), acc), scale, -m)
+                        lanes = lanes + difference
+                        lanes_2 = fma(difference, difference, lanes_2)
+            for tile_start in range(start + thread + vectors * threads, stop, vectors * threads):
                 for j in range(vectors):
                     v = tile_start + j * threads
                     if v < stop:
                         d = divide(v * count, S_mul, S_shift)
                         s = v * count - d * S
                         if s < valid:
-                            values = read(x, n * x_n + (c + d) * x_r + s, skip, n * skip_n + (c + d) * skip_r + s)
-                            difference = fma(unpack(values), scale, -m)
+                            packed = read(x, n * x_n + (c + d) * x_r + s, skip, n * skip_n + (c + d) * skip_r + s)
+                            difference = fma(unpack(packed, acc), scale, -m)
                             lanes = lanes + difference
                             lanes_2 = fma(difference, difference, lanes_2)
                             number += count
@@ -105,7 +115,7 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
     """
     acc = accumulator_of(kind)
     scalar = ACC[acc]
-    read, held = summand(kind, skip_kind, count)
+    (read, held), in_lanes = summand(kind, skip_kind, count), lanes_in(acc, count)
     rows, channels = threads // columns, columns * count
     next_scale, put = scale_for(acc), store_one("float64")
     zero, one, all_sums = scalar(0.0), scalar(1.0), channels * rows
@@ -137,21 +147,21 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
         cuda.syncthreads()
         bad = 1
         while bad:
-            scale = unpack(kept(scales, column, acc, count))
+            scale = in_lanes(scales, column)
             if row == 0:
                 lanes = splat(0.0, acc, count)
                 used = min(stop - start, first_positions)
                 if c < C:
                     for s in range(start, start + used):
-                        lanes = fma(unpack(read(x, at + s * x_r, skip, skip_at + s * skip_r)), scale, lanes)
+                        lanes = fma(unpack(read(x, at + s * x_r, skip, skip_at + s * skip_r), acc), scale, lanes)
                 keep(shifts, column, pack(lanes * (one / scalar(max(used, 1))), acc))
             cuda.syncthreads()
-            m = unpack(kept(shifts, column, acc, count))
+            m = in_lanes(shifts, column)
             lanes = splat(0.0, acc, count)
             lanes_2 = splat(0.0, acc, count)
             if c < C:
                 for s in range(start + row, stop, rows):
-                    difference = fma(unpack(read(x, at + s * x_r, skip, skip_at + s * skip_r)), scale, -m)
+                    difference = fma(unpack(read(x, at + s * x_r, skip, skip_at + s * skip_r), acc), scale, -m)
                     lanes = lanes + difference
                     lanes_2 = fma(difference, difference, lanes_2)
             keep(sums_1, row * columns + column, pack(lanes, acc))
@@ -281,7 +291,7 @@ def apply_first(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise,
 def apply_last(kind, skip_kind, res_kind, w_kind, b_kind, act, count, columns, vectors, threads, padded):
     """Y of some positions, channels last: each thread has a column, whose coefficients it keeps."""
     acc = accumulator_of(kind)
-    read, _ = summand(kind, skip_kind, count)
+    (read, _), in_lanes = summand(kind, skip_kind, count), lanes_in(acc, count)
     weight, bias = parameter(w_kind, acc, 1, False, 1.0), parameter(b_kind, acc, 1, False, 0.0)
     write, coefficients = element(kind, res_kind, act, count), write_coefficients(acc)
     get = load_one("float64")
@@ -318,11 +328,11 @@ def apply_last(kind, skip_kind, res_kind, w_kind, b_kind, act, count, columns, v
         column = cuda.threadIdx.x - row * columns
         c = tile * channels + column * count
         if c < C:
-            shift = unpack(kept(table, SHIFT * columns + column, acc, count))
-            lack = unpack(kept(table, LACK * columns + column, acc, count))
-            a = unpack(kept(table, RSTD * columns + column, acc, count))
-            scale = unpack(kept(table, SCALE * columns + column, acc, count))
-            bb = unpack(kept(table, FIELDS * columns + column, acc, count))
+            shift = in_lanes(table, SHIFT * columns + column)
+            lack = in_lanes(table, LACK * columns + column)
+            a = in_lanes(table, RSTD * columns + column)
+            scale = in_lanes(table, SCALE * columns + column)
+            bb = in_lanes(table, FIELDS * columns + column)
             for first in range(start + row, stop, rows * vectors):
                 for j in range(vectors):
                     s = first + j * rows

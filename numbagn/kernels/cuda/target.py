@@ -11,6 +11,7 @@ import numpy as np
 from numba import config, cuda
 
 from .. import formulas
+from .kinds import accumulator_of
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 if SIMULATED:
@@ -26,7 +27,7 @@ else:
     from .warps import warp_any, warp_sum
 
 __all__ = [
-    "ACC", "activation_of", "device", "divide", "fma", "keep", "kept", "kernel", "lane_sum", "load",
+    "ACC", "activation_of", "device", "divide", "fma", "keep", "kept", "kernel", "lane_sum", "lanes_in", "load",
     "load_integer", "load_one", "pack", "slope_of", "splat", "store", "store_one", "team_sums", "unpack", "warp_any",
 ]  # fmt: skip
 
@@ -119,16 +120,19 @@ def divide(value, multiplier, shift):
 # ------------------------------------------------------------------------------------------------ scalars and all lanes
 
 
+@lru_cache(maxsize=None)
 def load_one(kind):
     """A function (address, index) that gives one value as an accumulator."""
+    acc = accumulator_of(kind)
 
     @device
     def one(address, index):
-        return lane_sum(unpack(load(address, index, kind, 1)))
+        return lane_sum(unpack(load(address, index, kind, 1), acc))
 
     return one
 
 
+@lru_cache(maxsize=None)
 def store_one(kind):
     """A function (address, index, value) that writes one value."""
 
@@ -139,7 +143,17 @@ def store_one(kind):
     return one
 
 
-load_one, store_one = lru_cache(maxsize=None)(load_one), lru_cache(maxsize=None)(store_one)
+@lru_cache(maxsize=None)
+def lanes_in(acc, count):
+    """A function (array, place) that gives the accumulators kept at that place of a local or shared array."""
+
+    @device
+    def lanes(array, place):
+        return unpack(kept(array, place, acc, count), acc)
+
+    return lanes
+
+
 
 
 # --------------------------------------------------------------------------------------------------- sums over threads
