@@ -154,7 +154,7 @@ def maker_of(leader: DeviceArray) -> Maker:
     own = getattr(owner, "stream", None) if leader.stream is None else leader.stream
 
     def numba_empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        return cuda.device_array(shape, dtype, strides if 0 not in shape else None)
+        return cuda.device_array(shape, dtype=dtype, strides=strides if 0 not in shape else None)
 
     return Maker(numba_empty, stream_of(cuda, own))
 

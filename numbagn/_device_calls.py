@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from . import _device_plan
 from ._arrays import float_row
 from ._device import (
     Array, DeviceArray, Maker, cuda_module, dense_strides, described, device_of, maker_of, read_only, shape_only,
     simulated, uploaded,
 )  # fmt: skip
 from ._device_plan import (
-    MOST, THREADS, VECTORS, channels_of, columns_of, fields, lanes_that_fit, layout_is_last, rows_of, slices_of,
-    whole_of,
+    MOST, VECTORS, channels_of, columns_of, fields, lanes_that_fit, layout_is_last, rows_of, slices_of, whole_of,
 )  # fmt: skip
 from ._padded import outermost, lengths_of
 from ._problem import ACTIVATIONS, Problem, channel_axis_of, layout_of, problem, shape_of_parameter
@@ -63,7 +63,7 @@ class Call:
             tuple(step // a.array.itemsize for step in a.array.strides) for a in (source, target)
         ]  # of one axis there must be a tuple too
         self.launch(
-            copy(source.kind, target.kind, len(shape), THREADS), -(-source.array.size // THREADS),
+            copy(source.kind, target.kind, len(shape), _device_plan.THREADS), -(-source.array.size // _device_plan.THREADS),
             source=source.address, target=target.address, size=source.array.size, shape=shape, source_strides=steps[0],
             target_strides=steps[1],
         )  # fmt: skip
@@ -354,25 +354,25 @@ def _forward(
             "partial": partial.address, "partials": partials, "size": sums.size,
         }  # fmt: skip
         blocks = p.N * sums.slices * tiles
-        call.launch(split.sums_last(kind, skip_kind, count, columns, THREADS, padded), blocks, **shared)
+        call.launch(split.sums_last(kind, skip_kind, count, columns, _device_plan.THREADS, padded), blocks, **shared)
         call.launch(
-            split.settle(THREADS), groups, **shared, **fields(width=D), number=D * sums.slices, pitch=p.C,
+            split.settle(_device_plan.THREADS), groups, **shared, **fields(width=D), number=D * sums.slices, pitch=p.C,
             per_sample=sums.slices * p.C, per_group=D,
         )  # fmt: skip
-        call.launch(split.apply_last(*options, columns, VECTORS, THREADS, padded), blocks, **shared)
+        call.launch(split.apply_last(*options, columns, VECTORS, _device_plan.THREADS, padded), blocks, **shared)
     else:
         sums = slices_of(D * p.S, count)
         partials = groups * sums.slices
         shared = fields(slices=sums.slices) | {
             "partial": call.scratch(3 * partials).address, "partials": partials, "size": sums.size,
         }  # fmt: skip
-        call.launch(split.sums_first(kind, skip_kind, count, VECTORS, THREADS, padded), partials, **shared)
+        call.launch(split.sums_first(kind, skip_kind, count, VECTORS, _device_plan.THREADS, padded), partials, **shared)
         call.launch(
-            split.settle(THREADS), groups, **shared, **fields(width=1), number=sums.slices, pitch=1,
+            split.settle(_device_plan.THREADS), groups, **shared, **fields(width=1), number=sums.slices, pitch=1,
             per_sample=p.G * sums.slices, per_group=sums.slices,
         )  # fmt: skip
-        stretches = -(-D * p.S // (count * VECTORS * THREADS))
-        kernel = split.apply_first(*options, lanewise, VECTORS, THREADS, padded)
+        stretches = -(-D * p.S // (count * VECTORS * _device_plan.THREADS))
+        kernel = split.apply_first(*options, lanewise, VECTORS, _device_plan.THREADS, padded)
         call.launch(kernel, groups * stretches, **fields(slices=stretches))
     if target is not y:
         call.copy(target, y)
@@ -466,7 +466,7 @@ def _backward(
     elif channels is not None and not (p.S == 1 and lanewise and D > 64):
         each, vectors, team, groups_in = channels
         partial = call.scratch(2 * p.N * p.C, accumulator)
-        kernel = one_pass.whole(*options, each, vectors, team, groups_in, THREADS, padded)
+        kernel = one_pass.whole(*options, each, vectors, team, groups_in, _device_plan.THREADS, padded)
         call.launch(kernel, -(-groups // groups_in), partial=partial.address)
         layout = {"rows": p.N, "pitch": p.C, "stride": p.C, "second": p.N * p.C}
     else:
@@ -476,8 +476,8 @@ def _backward(
             columns, tiles, sums = columns_of(p.C, p.S, count)
             slices, size = sums
         else:
-            team = 32 if p.S <= 1024 * count else THREADS
-            slices = max(1, -(-p.S // (16 * THREADS * VECTORS)))
+            team = 32 if p.S <= 1024 * count else _device_plan.THREADS
+            slices = max(1, -(-p.S // (16 * _device_plan.THREADS * VECTORS)))
             size = -(-(-(-p.S // slices)) // count) * count
         partials = p.N * slices * p.C
         partial, means = call.scratch(2 * partials, accumulator), call.scratch(2 * groups)
@@ -487,21 +487,21 @@ def _backward(
         if last:
             shared |= fields(tiles=tiles)
             blocks = p.N * slices * tiles
-            call.launch(split.sums_last(*options, columns, THREADS, padded), blocks, **shared)
+            call.launch(split.sums_last(*options, columns, _device_plan.THREADS, padded), blocks, **shared)
         else:
-            kernel = split.sums_first(*options, team, THREADS, padded)
-            call.launch(kernel, -(-partials // (THREADS // team)), items=partials, **shared)
-        call.launch(split.settle(accumulator.name, w_kind, THREADS), groups, padded=int(padded), **shared)
+            kernel = split.sums_first(*options, team, _device_plan.THREADS, padded)
+            call.launch(kernel, -(-partials // (_device_plan.THREADS // team)), items=partials, **shared)
+        call.launch(split.settle(accumulator.name, w_kind, _device_plan.THREADS), groups, padded=int(padded), **shared)
         if last:
-            call.launch(split.apply_last(*options, columns, VECTORS, THREADS, padded), blocks, **shared)
+            call.launch(split.apply_last(*options, columns, VECTORS, _device_plan.THREADS, padded), blocks, **shared)
         else:
-            stretches = -(-D * p.S // (count * VECTORS * THREADS))
-            kernel = split.apply_first(*options, VECTORS, THREADS, padded)
+            stretches = -(-D * p.S // (count * VECTORS * _device_plan.THREADS))
+            kernel = split.apply_first(*options, VECTORS, _device_plan.THREADS, padded)
             call.launch(kernel, groups * stretches, **(shared | fields(slices=stretches)))
         layout = {"rows": p.N * slices, "pitch": slices * p.C, "stride": p.C, "second": partials}
     for result, with_weight in ((dweight, 1), (dbias, 0)):
         rows_in = layout["rows"] if result.array.shape == p.parameter_shapes[0] else slices
-        kernel = one_pass.parameters(accumulator.name, dweight.kind, dbias.kind, THREADS)
+        kernel = one_pass.parameters(accumulator.name, dweight.kind, dbias.kind, _device_plan.THREADS)
         both = dweight.array.shape == dbias.array.shape
         if both and not with_weight:
             break

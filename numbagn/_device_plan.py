@@ -57,7 +57,7 @@ def whole_of(elements: int, count: int) -> Whole | None:
 
     With 1024 threads a thread has 64 registers: eight packed values of four words leave room to work with them.
     """
-    vectors, small, most = -(-elements // count), THREADS // 2, 4 * THREADS
+    vectors, small, most = -(-elements // count), max(32, THREADS // 2), 4 * THREADS
     if vectors <= 32:
         return Whole(1, 1 << (vectors - 1).bit_length(), small)
     for each, team in ((4, 32), (4, THREADS), (4, 2 * THREADS), (4, most), (8, most)):
@@ -69,7 +69,7 @@ def whole_of(elements: int, count: int) -> Whole | None:
 @lru_cache(maxsize=4096)
 def rows_of(elements: int, count: int, wide: bool) -> Whole | None:
     """How a team holds a row in the backward pass of layer norm: x_hat, dz and two sums for each element."""
-    vectors, small, most = -(-elements // count), THREADS // 2, 2 * THREADS
+    vectors, small, most = -(-elements // count), max(32, THREADS // 2), 2 * THREADS
     if vectors <= 32:
         return Whole(1, 1 << (vectors - 1).bit_length(), small)
     for each, team in ((1, 64), (1, small), (1, THREADS), (1, most), (2, most)):

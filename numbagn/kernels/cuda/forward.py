@@ -153,10 +153,7 @@ def whole(
             variance = np.float64(squares) / max(elements, 1) - correction * correction
             mean = np.float64(m) / scale
             correction = correction / scale
-            variance = max(variance, 0.0) / scale / scale if variance == variance else variance
-            rstd = inverse_std(variance, eps)
-            if elements == 0:
-                rstd = 0.0
+            rstd = inverse_std(variance, eps, np.float64(scale)) if elements > 0 else 0.0
             exact = mean + correction
             put(stats, group, exact)
             put(stats, groups + group, rstd)

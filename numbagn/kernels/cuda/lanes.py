@@ -188,7 +188,7 @@ def kept(typingctx, registers, place, kind, count):
 def _words(context, builder, array_type, array, place_type, place, packed):
     data = context.make_array(array_type)(context, builder, array).data
     first = builder.mul(_index(context, builder, place, place_type), I64(packed.words))
-    word = builder.gep(data, [first])
+    word = builder.gep(builder.bitcast(data, ir.PointerType(I32, data.type.addrspace)), [first])
     return builder.bitcast(word, ir.PointerType(ir.VectorType(I32, packed.words), word.type.addrspace))
 
 

@@ -104,17 +104,15 @@ def polynomial(x, name):
 
 
 @cuda.jit(device=True)
-def warp_sum(value, team):
-    values = cuda.shared.array(1024, np.float64)
+def warp_sums(a, b, team):
+    values = cuda.shared.array((2, 1024), np.float64)
     thread = cuda.threadIdx.x
-    values[thread] = value
+    values[:, thread] = a, b
     cuda.syncthreads()
     first = thread - thread % team
-    total = type(value)(0)
-    for i in range(team):
-        total += type(value)(values[first + i])
+    sums = values[:, first : first + team].astype(type(a)).sum(axis=1, dtype=type(a))
     cuda.syncthreads()
-    return total
+    return sums[0], sums[1]
 
 
 @cuda.jit(device=True)

@@ -117,7 +117,7 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
     scalar = ACC[acc]
     (read, held), in_lanes = summand(kind, skip_kind, count), lanes_in(acc, count)
     rows, channels = threads // columns, columns * count
-    next_scale, put = scale_for(acc), store_one("float64")
+    next_scale, put, anywhere = scale_for(acc), store_one("float64"), team_sums(threads, acc)
     zero, one, all_sums = scalar(0.0), scalar(1.0), channels * rows
     first_positions = 8  # whose mean is the shift
 
@@ -185,7 +185,8 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
                     put(partial, MEAN * partials + place, (np.float64(shifts[i]) + correction) / scales[i])
                     put(partial, M2 * partials + place, deviations / scales[i] / scales[i])
                     put(partial, COUNT * partials + place, np.float64(number))
-            bad = cuda.syncthreads_or(bad)
+            of_all, _ = anywhere(scalar(bad), zero)
+            bad = int(of_all)
 
     return forward_sums_last
 
@@ -234,10 +235,7 @@ def settle(threads):
                 counts[t] += more
             step //= 2
         if t == 0:
-            m2 = deviations[0]
-            if m2 < 0.0:
-                m2 = 0.0
-            rstd = inverse_std(m2 / max(counts[0], 1.0), eps)
+            rstd = inverse_std(deviations[0] / max(counts[0], 1.0), eps, 1.0)
             put(stats, group, means[0])
             put(stats, groups + group, rstd if counts[0] > 0.0 else 0.0)
 

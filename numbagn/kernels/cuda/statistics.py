@@ -52,12 +52,19 @@ def scale_for(acc):
 
 
 @device
-def inverse_std(variance, eps):
-    """1 / sqrt(variance + eps) in float64; 0 for a constant group without eps."""
-    v = variance + eps
+def inverse_std(variance, eps, scale):
+    """1 / sqrt(var + eps) in float64, given var * scale**2; 0 for a constant group without eps, never for a large one."""
+    if variance < 0.0:
+        variance = 0.0
+    scaled_eps = eps * scale * scale
+    if scaled_eps == math.inf:
+        return 1.0 / math.sqrt(eps)
+    v = variance + scaled_eps
     if v <= 0.0:
         return 0.0
-    return 1.0 / math.sqrt(v)
+    if v == math.inf:
+        return math.nan
+    return scale / math.sqrt(v)
 
 
 @lru_cache(maxsize=None)

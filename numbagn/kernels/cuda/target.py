@@ -17,14 +17,14 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 if SIMULATED:
     from .simulated import (
         constant, fma, keep, kept, lane_sum, load, load_integer, pack, polynomial, splat, store,
-        times_power_of_two, unpack, warp_any, warp_sum, where,
+        times_power_of_two, unpack, warp_any, warp_sums, where,
     )  # fmt: skip
 else:
     from .lanes import (
         constant, fma, keep, kept, lane_sum, load, load_integer, pack, polynomial, splat, store,
         times_power_of_two, unpack, where,
     )  # fmt: skip
-    from .warps import warp_any, warp_sum
+    from .warps import warp_any, warp_sums
 
 __all__ = [
     "ACC", "activation_of", "device", "divide", "fma", "keep", "kept", "kernel", "lane_sum", "lanes_in", "load",
@@ -171,7 +171,7 @@ def team_sums(team, acc):
 
         @device
         def in_warp(a, b):
-            return warp_sum(a, team), warp_sum(b, team)
+            return warp_sums(a, b, team)
 
         return in_warp
 
@@ -180,7 +180,7 @@ def team_sums(team, acc):
     @device
     def in_block(a, b):
         sums = cuda.shared.array(both, scalar)
-        a, b = warp_sum(a, 32), warp_sum(b, 32)
+        a, b = warp_sums(a, b, 32)
         if cuda.threadIdx.x % 32 == 0:
             sums[cuda.threadIdx.x // 32] = a
             sums[cuda.threadIdx.x // 32 + warps] = b

@@ -6,13 +6,14 @@ ALL = 0xFFFFFFFF
 
 
 @cuda.jit(device=True, forceinline=True)
-def warp_sum(value, team):
-    """The sum over neighbours, 1 to 32 of them: the same bits in each, since a + b is b + a."""
+def warp_sums(a, b, team):
+    """Sums of two numbers over neighbours, 1 to 32 of them: the same bits in each, since a + b is b + a."""
     step = team // 2
     while step > 0:
-        value += cuda.shfl_xor_sync(ALL, value, step)
+        a += cuda.shfl_xor_sync(ALL, a, step)
+        b += cuda.shfl_xor_sync(ALL, b, step)
         step //= 2
-    return value
+    return a, b
 
 
 @cuda.jit(device=True, forceinline=True)
