@@ -55,15 +55,16 @@ def lanes_that_fit(lanes: int, sizes: tuple[int, ...], addresses: tuple[tuple[in
 def whole_of(elements: int, count: int) -> Whole | None:
     """How a block holds a group of so many elements, or None where it cannot.
 
-    With 1024 threads a thread has 64 registers: eight packed values of four words leave room to work with them.
+    With 512 threads a thread has 128 registers, which 16 packed values of four words nearly fill (of halves, which need
+    more to be unpacked, 8); with 1024 threads and half of that ptxas spilled.
     """
-    vectors, small, most = -(-elements // count), max(32, THREADS // 2), 4 * THREADS
+    vectors, small, most = -(-elements // count), max(32, THREADS // 2), 2 * THREADS
     if vectors <= 32:
         return Whole(1, 1 << (vectors - 1).bit_length(), small)
-    for each, team in ((4, 32), (4, THREADS), (4, 2 * THREADS), (4, most), (8, most)):
-        if vectors <= each * team:
+    for each, team in ((4, 32), (4, THREADS), (8, THREADS), (8, most), (16, most)):
+        if vectors <= each * team and each * count <= 64:
             return Whole(each, team, max(team, small))
-    return Whole(16, most, most) if count == 1 and vectors <= 16 * most else None
+    return None
 
 
 @lru_cache(maxsize=4096)
@@ -90,7 +91,7 @@ def channels_of(D: int, S: int, count: int, wide: bool) -> tuple[int, int, int, 
     else:
         return None
     for each in (1, 2, 4, 8):
-        if D <= each * teams and each * values <= (4 if wide else 8):
+        if each * teams >= D and each * values <= (4 if wide else 8):
             return each, values, team, max(1, each * teams // D)
     return None
 

@@ -4,7 +4,7 @@ With dz = dy * activation'(z) and x_hat, a channel's sums of dz and of dz * x_ha
 weight and of g * x_hat, and over the samples dbias and dweight. All are summed in a fixed order, without atomics.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import cuda
@@ -13,12 +13,12 @@ from .forward import parameter, summand
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, centred, write_coefficients
 from .target import (
-    ACC, device, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load, load_integer, load_one, pack, slope_of, splat, store,
+    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load, load_integer, load_one, pack, slope_of, splat, store,
     store_one, team_sums, unpack,
 )  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def gradient_in(kind, skip_kind, dy_kind, res_kind, act, count):
     """A function that reads one x and dy and gives (dz, x_hat)."""
     read, _ = summand(kind, skip_kind, count)
@@ -38,7 +38,7 @@ def gradient_in(kind, skip_kind, dy_kind, res_kind, act, count):
     return both
 
 
-@lru_cache(maxsize=None)
+@cache
 def gradient_out(kind, res_kind, count):
     """A function that writes dx, and dresidual where there is a residual."""
 
@@ -51,7 +51,7 @@ def gradient_out(kind, res_kind, count):
     return write
 
 
-@lru_cache(maxsize=None)
+@cache
 def zeros_out(kind, res_kind, count):
     """A function that writes zeros where nothing is valid."""
 
@@ -64,7 +64,7 @@ def zeros_out(kind, res_kind, count):
     return write
 
 
-@lru_cache(maxsize=None)
+@cache
 def whole(
     kind, skip_kind, dy_kind, res_kind, w_kind, b_kind, m_kind, r_kind, act, count, each, vectors, team, groups_in,
     threads, padded,
@@ -176,7 +176,7 @@ def whole(
     return backward_whole
 
 
-@lru_cache(maxsize=None)
+@cache
 def rows(
     kind, skip_kind, dy_kind, res_kind, w_kind, b_kind, m_kind, r_kind, act, count, vectors, team, threads
 ):  # fmt: skip
@@ -263,7 +263,7 @@ def rows(
     return backward_rows
 
 
-@lru_cache(maxsize=None)
+@cache
 def parameters(acc, w_kind, b_kind, threads):
     """Dweight and dbias from partial sums: 32 results a block, for each a column of threads over the rows.
 

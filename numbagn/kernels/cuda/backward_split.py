@@ -3,7 +3,7 @@
 Partial sums of dz stand at (n * slices + slice) * C + c, those of dz * x_hat after all of them.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import cuda
@@ -13,11 +13,11 @@ from .forward import parameter
 from .kinds import accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, write_coefficients
 from .target import (
-    ACC, device, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store_one, team_sums, unpack,
+    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store_one, team_sums,
 )  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def sums_first(
     kind, skip_kind, dy_kind, res_kind, w_kind, b_kind, m_kind, r_kind, act, count, team, threads, padded
 ):  # fmt: skip
@@ -73,7 +73,7 @@ def sums_first(
     return backward_sums_first
 
 
-@lru_cache(maxsize=None)
+@cache
 def _channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads):
     """A function that fills a block's table of coefficients, weights and biases of its channels, channels last."""
     weight, bias = parameter(w_kind, acc, 1, False, 1.0), parameter(b_kind, acc, 1, False, 0.0)
@@ -97,7 +97,7 @@ def _channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads
     return fill
 
 
-@lru_cache(maxsize=None)
+@cache
 def sums_last(
     kind, skip_kind, dy_kind, res_kind, w_kind, b_kind, m_kind, r_kind, act, count, columns, threads, padded
 ):  # fmt: skip
@@ -159,7 +159,7 @@ def sums_last(
     return backward_sums_last
 
 
-@lru_cache(maxsize=None)
+@cache
 def settle(acc, w_kind, threads):
     """The means of g and of g * x_hat of each group: a block each."""
     get, put, weight = load_one(acc), store_one("float64"), parameter(w_kind, acc, 1, False, 1.0)
@@ -203,7 +203,7 @@ def settle(acc, w_kind, threads):
     return backward_settle
 
 
-@lru_cache(maxsize=None)
+@cache
 def apply_first(
     kind, skip_kind, dy_kind, res_kind, w_kind, b_kind, m_kind, r_kind, act, count, vectors, threads, padded
 ):  # fmt: skip
@@ -256,7 +256,7 @@ def apply_first(
     return backward_apply_first
 
 
-@lru_cache(maxsize=None)
+@cache
 def apply_last(
     kind, skip_kind, dy_kind, res_kind, w_kind, b_kind, m_kind, r_kind, act, count, columns, vectors, threads, padded
 ):  # fmt: skip

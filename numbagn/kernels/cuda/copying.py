@@ -1,6 +1,6 @@
 """Copies between memory layouts, for arrays whose own no kernel can walk."""
 
-from functools import lru_cache
+from functools import cache
 
 from numba import cuda
 
@@ -8,7 +8,7 @@ from .kinds import accumulator_of
 from .target import kernel, load, store, unpack
 
 
-@lru_cache(maxsize=None)
+@cache
 def copy(from_kind, to_kind, axes, threads):
     """An element for each thread; shape and strides, in elements, are tuples."""
     acc = accumulator_of(from_kind)

@@ -4,7 +4,7 @@ Grids are one-dimensional. What a kernel is made for (dtypes, threads, options) 
 factory gives one kernel for one set of them. Sizes and strides count elements, addresses are integers.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import cuda
@@ -13,11 +13,11 @@ from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, centred, inverse_std, scale_for, write_coefficients
 from .target import (
     ACC, activation_of, device, divide, fma, keep, kept, kernel, lane_sum, load, load_integer, load_one, pack,
-    splat, store, store_one, team_sums, unpack, warp_any,
+    splat, store, store_one, team_sums, unpack, unrolled, warp_any,
 )  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def summand(kind, skip_kind, count):
     """A function (x, its index, skip, its index): packed x, or packed x + skip in the accumulator's kind."""
     acc = accumulator_of(kind)
@@ -31,12 +31,14 @@ def summand(kind, skip_kind, count):
 
     @device
     def both(x, index, skip, skip_index):
-        return pack(unpack(load(x, index, kind, count), acc) + unpack(load(skip, skip_index, skip_kind, count), acc), acc)
+        return pack(
+            unpack(load(x, index, kind, count), acc) + unpack(load(skip, skip_index, skip_kind, count), acc), acc
+        )
 
     return both, acc
 
 
-@lru_cache(maxsize=None)
+@cache
 def parameter(kind, acc, count, lanewise, default):
     """A function (address, index, given) that gives a weight or bias: lanes of it, or one number for all lanes."""
     one = load_one(kind)
@@ -60,7 +62,7 @@ def parameter(kind, acc, count, lanewise, default):
     return of_all
 
 
-@lru_cache(maxsize=None)
+@cache
 def element(kind, res_kind, act, count):
     """A function that normalizes and writes one packed x: the formula of y."""
     activate, acc = activation_of(act), accumulator_of(kind)
@@ -75,10 +77,8 @@ def element(kind, res_kind, act, count):
     return write
 
 
-@lru_cache(maxsize=None)
-def whole(
-    kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise, vectors, team, threads, padded
-):
+@cache
+def whole(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise, vectors, team, threads, padded):
     """One pass: a team of threads holds a group in registers, `vectors` packed values a thread."""
     acc = accumulator_of(kind)
     scalar, teams = ACC[acc], threads // team
@@ -89,6 +89,26 @@ def whole(
     write = element(kind, res_kind, act, count)
     put, places = store_one("float64"), teams * FIELDS
     zero, one = scalar(0.0), scalar(1.0)
+
+    @device
+    def finish(
+        j, registers, thread, size, S, S_mul, S_shift, valid, n, c, res, res_n, res_r, y, y_n, y_r, w, w_n, w_c, b, b_n,
+        b_c, scale, shift, lack, r,
+    ):  # fmt: skip
+        e = (thread + j * team) * count
+        if e < size:
+            d = divide(e, S_mul, S_shift)
+            s = e - d * S
+            if s < valid:
+                a = weight(w, n * w_n + (c + d), w_c) * r
+                write(
+                    kept(registers, j, held, count), res, n * res_n + (c + d) * res_r + s, y,
+                    n * y_n + (c + d) * y_r + s, scale, shift, lack, a, bias(b, n * b_n + (c + d), b_c),
+                )  # fmt: skip
+            else:
+                store(y, n * y_n + (c + d) * y_r + s, kind, splat(0.0, kind, count))
+
+    finish_all = unrolled(finish, vectors)
 
     @kernel(threads)
     def forward_whole(
@@ -165,18 +185,9 @@ def whole(
             shift, lack = shared[first + SHIFT], shared[first + LACK]
             r, scale = shared[first + RSTD], shared[first + SCALE]
 
-        for j in range(vectors):
-            e = (thread + j * team) * count
-            if e < size:
-                d = divide(e, S_mul, S_shift)
-                s = e - d * S
-                if s < valid:
-                    a = weight(w, n * w_n + (c + d), w_c) * r
-                    write(
-                        kept(registers, j, held, count), res, n * res_n + (c + d) * res_r + s, y,
-                        n * y_n + (c + d) * y_r + s, scale, shift, lack, a, bias(b, n * b_n + (c + d), b_c),
-                    )  # fmt: skip
-                else:
-                    store(y, n * y_n + (c + d) * y_r + s, kind, splat(0.0, kind, count))
+        finish_all(
+            0, registers, thread, size, S, S_mul, S_shift, valid, n, c, res, res_n, res_r, y, y_n, y_r, w, w_n, w_c, b,
+            b_n, b_c, scale, shift, lack, r,
+        )  # fmt: skip
 
     return forward_whole

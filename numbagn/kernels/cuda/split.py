@@ -4,7 +4,7 @@ Channels first a slice is a stretch of one group, channels last some positions o
 (mean, M2, count) in float64, merged in a fixed order (Chan, Golub and LeVeque 1979).
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numba import cuda
@@ -20,7 +20,7 @@ from .target import (
 MEAN, M2, COUNT = range(3)
 
 
-@lru_cache(maxsize=None)
+@cache
 def sums_first(kind, skip_kind, count, vectors, threads, padded):
     """The partial sums of one slice of one group, channels first: a block each."""
     acc = accumulator_of(kind)
@@ -107,7 +107,7 @@ def sums_first(kind, skip_kind, count, vectors, threads, padded):
     return forward_sums_first
 
 
-@lru_cache(maxsize=None)
+@cache
 def sums_last(kind, skip_kind, count, columns, threads, padded):
     """The partial sums of each channel over one slice of positions, channels last.
 
@@ -191,7 +191,7 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
     return forward_sums_last
 
 
-@lru_cache(maxsize=None)
+@cache
 def settle(threads):
     """Mean, rstd and what mean lacks of each group from its partial sums: a block each.
 
@@ -242,7 +242,7 @@ def settle(threads):
     return forward_settle
 
 
-@lru_cache(maxsize=None)
+@cache
 def apply_first(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise, vectors, threads, padded):
     """Y of one stretch of one group, channels first."""
     acc = accumulator_of(kind)
@@ -285,7 +285,7 @@ def apply_first(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise,
     return forward_apply_first
 
 
-@lru_cache(maxsize=None)
+@cache
 def apply_last(kind, skip_kind, res_kind, w_kind, b_kind, act, count, columns, vectors, threads, padded):
     """Y of some positions, channels last: each thread has a column, whose coefficients it keeps."""
     acc = accumulator_of(kind)

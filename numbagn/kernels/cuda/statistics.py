@@ -6,12 +6,11 @@ the accumulator are scaled by a power of two and summed again.
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
-from numba import cuda
 
-from .target import ACC, device, splat, unpack, kept, fma, store_one
+from .target import ACC, device, fma
 
 # accumulator: (scale down, scale up, a sum of squares below this may have lost digits, no need to scale means above this
 # up: what differs from them at all differs by enough)
@@ -30,7 +29,7 @@ EPS_COVERS = {"float32": 1e-12, "float64": 1e-200}
 SHIFT, LACK, RSTD, SCALE, FIELDS = range(5)
 
 
-@lru_cache(maxsize=None)
+@cache
 def scale_for(acc):
     """A function (sum of d**2, m, scale so far, eps): the scale to sum again with, or the same where all is well."""
     scalar = ACC[acc]
@@ -67,7 +66,7 @@ def inverse_std(variance, eps, scale):
     return scale / math.sqrt(v)
 
 
-@lru_cache(maxsize=None)
+@cache
 def write_coefficients(acc):
     """A function (shared array, place, mean, what mean lacks, rstd) that leaves there what `centred` takes."""
     scalar = ACC[acc]

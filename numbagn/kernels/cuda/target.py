@@ -3,7 +3,7 @@
 The simulator (``NUMBA_ENABLE_CUDASIM=1``) runs kernels as Python functions: there lanes are NumPy arrays.
 """
 
-from functools import lru_cache
+from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -20,15 +20,13 @@ if SIMULATED:
         times_power_of_two, unpack, warp_any, warp_sums, where,
     )  # fmt: skip
 else:
-    from .lanes import (
-        constant, fma, keep, kept, lane_sum, load, load_integer, pack, polynomial, splat, store,
-        times_power_of_two, unpack, where,
-    )  # fmt: skip
+    from .arithmetic import constant, fma, lane_sum, polynomial, splat, times_power_of_two, where
+    from .lanes import keep, kept, load, load_integer, pack, store, unpack
     from .warps import warp_any, warp_sums
 
 __all__ = [
     "ACC", "activation_of", "device", "divide", "fma", "keep", "kept", "kernel", "lane_sum", "lanes_in", "load",
-    "load_integer", "load_one", "pack", "slope_of", "splat", "store", "store_one", "team_sums", "unpack", "warp_any",
+    "load_integer", "load_one", "pack", "slope_of", "splat", "store", "store_one", "team_sums", "unpack", "unrolled", "warp_any",
 ]  # fmt: skip
 
 # The scalar type of accumulators, by kind.
@@ -71,7 +69,7 @@ _PRIMITIVES = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def _formula(name):
     """The formula of that name in `kernels.formulas`, on lanes of this target."""
     python = getattr(formulas, name).py_func
@@ -117,10 +115,31 @@ def divide(value, multiplier, shift):
     return (value * multiplier) >> shift
 
 
+# ------------------------------------------------------------------------------------------------------------- unrolling
+
+
+def unrolled(body, times):
+    """A function (0, arguments) that calls ``body(j, arguments)`` for j = 0 .. times - 1, each call a copy of it.
+
+    NVVM keeps a loop whose body is long; arrays that it indexes by the loop's variable then lie in local memory.
+    """
+    if times == 1:
+        return body
+    half, rest = unrolled(body, times // 2), unrolled(body, times - times // 2)
+    middle = times // 2
+
+    @device
+    def both(j, *arguments):
+        half(j, *arguments)
+        rest(j + middle, *arguments)
+
+    return both
+
+
 # ------------------------------------------------------------------------------------------------ scalars and all lanes
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_one(kind):
     """A function (address, index) that gives one value as an accumulator."""
     acc = accumulator_of(kind)
@@ -132,7 +151,7 @@ def load_one(kind):
     return one
 
 
-@lru_cache(maxsize=None)
+@cache
 def store_one(kind):
     """A function (address, index, value) that writes one value."""
 
@@ -143,7 +162,7 @@ def store_one(kind):
     return one
 
 
-@lru_cache(maxsize=None)
+@cache
 def lanes_in(acc, count):
     """A function (array, place) that gives the accumulators kept at that place of a local or shared array."""
 
@@ -154,12 +173,10 @@ def lanes_in(acc, count):
     return lanes
 
 
-
-
 # --------------------------------------------------------------------------------------------------- sums over threads
 
 
-@lru_cache(maxsize=None)
+@cache
 def team_sums(team, acc):
     """A function that gives the sums of two numbers over the threads of a team, to each of them: always the same bits.
 
