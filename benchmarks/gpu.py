@@ -1,4 +1,4 @@
-"""Speed on a GPU, beside a copy of the same bytes and beside torch and CuPy: events on one stream, rounds interleaved."""
+"""Speed on a GPU, beside a copy of the same bytes and beside torch and CuPy, in interleaved rounds."""
 
 import argparse
 import statistics
@@ -16,8 +16,8 @@ import numbagn
 from . import RESULTS
 
 COLUMNS = (
-    "gpu", "variant", "case", "shape", "G", "dtype", "layout", "peer", "peer_version", "microseconds", "host_microseconds",
-    "of_copy", "max_error",
+    "gpu", "variant", "case", "shape", "G", "dtype", "layout", "peer", "peer_version", "microseconds",
+    "host_microseconds", "of_copy", "max_error",
 )  # fmt: skip
 DESCRIPTION = """\
 Measure group norm on the GPU: the median time of a call between two events, its share of the time of a copy of the
@@ -44,10 +44,8 @@ def main(options: argparse.Namespace) -> None:
     rows = []
     for variant in VARIANTS:
         for case in CASES:
-            chosen = case.name in (options.case or variant.cases) and variant.name in (
-                options.variant or (variant.name,)
-            )
-            if not chosen:
+            cases, variants = options.case or variant.cases, options.variant or (variant.name,)
+            if case.name not in cases or variant.name not in variants:
                 continue
             print(f"{variant.name} {case.name}", file=sys.stderr)
             rows += measured(case, variant, options.rounds)

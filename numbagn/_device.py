@@ -55,7 +55,7 @@ def dense_strides(shape: tuple[int, ...], order: Any, itemsize: int) -> tuple[in
     return tuple(strides)
 
 
-# -------------------------------------------------------------------------------------------------------------- what came
+# ----------------------------------------------------------------------------------------------------------- what came
 
 
 def simulated(value: Any) -> bool:
@@ -207,7 +207,7 @@ def device_of(owner: Any) -> int | None:
     return None if context is None else int(context.device.id)
 
 
-# ------------------------------------------------------------------------------------------------- parameters of the host
+# ---------------------------------------------------------------------------------------------- parameters of the host
 
 # Small arrays of the host (a layer's parameters, lengths), by their bytes: their copies are never written to.
 MOST_UPLOADED = 256

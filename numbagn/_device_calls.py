@@ -90,7 +90,7 @@ def _forward(
     kind, skip_kind, res_kind = p.dtype.name, s.kind if s else "", r.kind if r else ""
     options = (kind, skip_kind, res_kind, w_kind, b_kind, ACTIVATIONS[p.activation], count)
     call.values |= fields(G=p.G, D=D, S=p.S, C=p.C) | {"groups": groups, "stats": stats.address, "eps": p.eps}
-    whole = None if last else whole_of(D * p.S, count if skip_kind == "" or kind == "float32" else count)
+    whole = None if last else whole_of(D * p.S, count)
     if whole is not None:
         kernel = one_pass.whole(*options, lanewise, whole.vectors, whole.team, whole.threads, padded)
         call.launch(kernel, -(-groups // (whole.threads // whole.team)))
@@ -226,7 +226,7 @@ def _backward(
         else:
             team = 32 if 1024 * count >= p.S else _device_plan.THREADS
             slices = max(1, -(-p.S // (16 * _device_plan.THREADS * VECTORS)))
-            size = -(-(-(-p.S // slices)) // count) * count
+            size = -(-p.S // (slices * count)) * count
         partials = p.N * slices * p.C
         partial, means = call.scratch(2 * partials, accumulator), call.scratch(2 * groups)
         shared = fields(slices=slices) | {
@@ -255,8 +255,8 @@ def _backward(
             break
         call.launch(
             kernel, -(-result.array.size // 32), **(layout | {"rows": rows_in}), partial=partial.address,
-            dweight=dweight.address, dbias=dbias.address, columns=result.array.size, with_weight=int(both or with_weight),
-            with_bias=int(both or not with_weight),
+            dweight=dweight.address, dbias=dbias.address, columns=result.array.size,
+            with_weight=int(both or with_weight), with_bias=int(both or not with_weight),
         )  # fmt: skip
     if target is not dx:
         call.copy(target, dx)

@@ -37,9 +37,10 @@ class Call:
 
     def __init__(self, x: DeviceArray, maker: Maker) -> None:
         self.maker = maker
-        self.leader = x
         self.values: dict[str, Any] = {}  # arguments of kernels by name
         self.alive: list[Any] = []  # what kernels work on, until all are launched
+        # stands for the address of what is not given and not read
+        self.nothing: Any = np.zeros(1, np.uint64) if simulated(x.owner) else 0
 
     def launch(self, kernel: Any, blocks: int, **more: Any) -> None:
         from .kernels.cuda.target import launch
@@ -66,11 +67,10 @@ class Call:
         from .kernels.cuda.copying import copy
 
         shape = source.array.shape
-        steps = [
-            tuple(step // a.array.itemsize for step in a.array.strides) for a in (source, target)
-        ]  # of one axis there must be a tuple too
+        steps = [tuple(step // a.array.itemsize for step in a.array.strides) for a in (source, target)]
+        threads = _device_plan.THREADS
         self.launch(
-            copy(source.kind, target.kind, len(shape), _device_plan.THREADS), -(-source.array.size // _device_plan.THREADS),
+            copy(source.kind, target.kind, len(shape), threads), -(-source.array.size // threads),
             source=source.address, target=target.address, size=source.array.size, shape=shape, source_strides=steps[0],
             target_strides=steps[1],
         )  # fmt: skip
@@ -91,12 +91,12 @@ class Call:
         """Put an array of x's shape among the arguments, laid out as x; None becomes zeros that nothing reads."""
         if device is not None and (p.steps(device.array) is None or min(device.array.strides, default=0) < 0):
             device = self.relaid(device, order_of(p))
-        self.values[name] = 0 if device is None else device.address
-        self.values[f"{short}_n"], self.values[f"{short}_r"] = (0, 0) if device is None else p.steps(device.array) or ()
-        if device is None and simulated(self.leader.owner):
-            self.values[name] = np.zeros(1, np.uint64)
-        if device is not None:
-            self.alive.append(device)
+        steps = (0, 0) if device is None else p.steps(device.array)
+        assert steps is not None
+        self.values |= {
+            name: self.nothing if device is None else device.address, f"{short}_n": steps[0], f"{short}_r": steps[1],
+        }  # fmt: skip
+        self.alive.append(device)
         return device
 
     def parameter(self, name: str, given: DeviceArray | None, p: Problem) -> str:
@@ -104,12 +104,10 @@ class Call:
         short = name[0]
         shared = given is not None and given.array.shape == p.parameter_shapes[0]
         self.values |= {
-            short: 0 if given is None else given.address,
+            short: self.nothing if given is None else given.address,
             f"{short}_n": 0 if given is None or shared else p.C,
             f"{short}_c": int(given is not None),
         }
-        if given is None and simulated(self.leader.owner):
-            self.values[short] = np.zeros(1, np.uint64)
         self.alive.append(given)
         return p.dtype.accumulator.name if given is None else given.kind
 
@@ -196,7 +194,7 @@ def statistics_of(name: str, value: Any, p: Problem) -> DeviceArray:
 
 def lengths_in(call: Call, lengths: Any, mask: Any, p: Problem) -> bool:
     """Put `lengths` among the arguments; whether there are any."""
-    call.values |= {"lengths": np.zeros(1, np.int64) if simulated(call.leader.owner) else 0, "inner": 1}
+    call.values |= {"lengths": call.nothing, "inner": 1}
     if mask is not None:
         raise TypeError("mask must be None for arrays on a GPU; lengths are taken there")
     if lengths is None:
@@ -276,7 +274,8 @@ def count_of(p: Problem, devices: dict[str, DeviceArray | None], last: bool, lan
             if lanewise:
                 places.append((device.first, device.array.itemsize))
             continue
-        steps = p.steps(device.array) or ()
+        steps = p.steps(device.array)
+        assert steps is not None
         sizes += [steps[0] if p.N > 1 else 0, 0 if lanewise else steps[1]]
         places.append((device.first, device.array.itemsize))
     return lanes_that_fit(lanes, tuple(sizes), tuple(places))

@@ -1,4 +1,4 @@
-"""The GPU path, on whatever `numba.cuda` is: the simulator, or a real GPU. `test_cuda` runs this in a process of its own.
+"""The GPU path, on whatever `numba.cuda` is: the simulator or a GPU. `test_cuda` runs this in a process of its own.
 
 The same shapes, layouts and options as for the CPU, and the same definition.
 """
@@ -222,7 +222,8 @@ def test_odd_strides(rng, view):
     if SIMULATED:
         whole = normal(rng, (4, 10, 7, 12), np.float32)
         cut = {
-            "gaps": np.s_[:, :6, 1:6, :], "steps": np.s_[:, ::2, :, ::3], "samples_apart": np.s_[::2], "fortran": np.s_[:],
+            "gaps": np.s_[:, :6, 1:6, :], "steps": np.s_[:, ::2, :, ::3], "samples_apart": np.s_[::2],
+            "fortran": np.s_[:],
         }[view]  # fmt: skip
         x = whole[cut] if view != "fortran" else np.asfortranarray(whole)
         device = type(cuda.to_device(whole))(x)  # of the simulator: it wraps any NumPy array

@@ -1,4 +1,4 @@
-"""The machine code of the CUDA kernels keeps to its budget: where the toolkit's packages are installed, no GPU needed."""
+"""The machine code of the CUDA kernels keeps to its budget: no GPU needed, the toolkit's packages are."""
 
 import csv
 import os

@@ -13,7 +13,8 @@ from .forward import parameter
 from .kinds import accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, write_coefficients
 from .target import (
-    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store_one, team_sums,
+    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store_one,
+    team_sums,
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 A thread reads and writes 16 bytes at once where it can, else one value: `Packed` is what it read, in the kind of the
 array, `Lanes` is the same as accumulators. Addresses are plain integers, so that a kernel takes any library's memory
-and no array needs converting. Only this module and `arithmetic` make LLVM instructions; `simulated` has the same names for NumPy.
+and no array needs converting. Only this module and `arithmetic` make LLVM instructions; `simulated` has the same names
+for NumPy.
 """
 
 from llvmlite import ir

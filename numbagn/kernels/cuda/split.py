@@ -13,8 +13,8 @@ from .forward import element, parameter, summand
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, inverse_std, scale_for, write_coefficients
 from .target import (
-    ACC, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store, store_one, team_sums,
-    unpack,
+    ACC, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store, store_one,
+    team_sums, unpack,
 )  # fmt: skip
 
 MEAN, M2, COUNT = range(3)
@@ -115,7 +115,7 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
     """
     acc = accumulator_of(kind)
     scalar = ACC[acc]
-    (read, held), in_lanes = summand(kind, skip_kind, count), lanes_in(acc, count)
+    (read, _), in_lanes = summand(kind, skip_kind, count), lanes_in(acc, count)
     rows, channels = threads // columns, columns * count
     next_scale, put, anywhere = scale_for(acc), store_one("float64"), team_sums(threads, acc)
     zero, one, all_sums = scalar(0.0), scalar(1.0), channels * rows

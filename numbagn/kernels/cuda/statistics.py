@@ -12,7 +12,7 @@ import numpy as np
 
 from .target import ACC, device, fma
 
-# accumulator: (scale down, scale up, a sum of squares below this may have lost digits, no need to scale means above this
+# accumulator: (scale down, scale up, a sum of squares below this may have lost digits, means above this need no scaling
 # up: what differs from them at all differs by enough)
 RANGES = {
     "float32": (2.0**-100, 2.0**100, 2.0**-70, 2.0**20),
@@ -52,7 +52,7 @@ def scale_for(acc):
 
 @device
 def inverse_std(variance, eps, scale):
-    """1 / sqrt(var + eps) in float64, given var * scale**2; 0 for a constant group without eps, never for a large one."""
+    """1 / sqrt(var + eps) in float64, given var * scale**2; 0 only for a constant group without eps."""
     if variance < 0.0:
         variance = 0.0
     scaled_eps = eps * scale * scale

@@ -26,7 +26,8 @@ else:
 
 __all__ = [
     "ACC", "activation_of", "device", "divide", "fma", "keep", "kept", "kernel", "lane_sum", "lanes_in", "load",
-    "load_integer", "load_one", "pack", "slope_of", "splat", "store", "store_one", "team_sums", "unpack", "unrolled", "warp_any",
+    "load_integer", "load_one", "pack", "slope_of", "splat", "store", "store_one", "team_sums", "unpack", "unrolled",
+    "warp_any",
 ]  # fmt: skip
 
 # The scalar type of accumulators, by kind.
@@ -65,7 +66,8 @@ def launch(kernel, blocks, stream, values):
 # ----------------------------------------------------------------------------------------------------- shared formulas
 
 _PRIMITIVES = {
-    "fma": fma, "where": where, "constant": constant, "polynomial": polynomial, "times_power_of_two": times_power_of_two,
+    "fma": fma, "where": where, "constant": constant, "polynomial": polynomial,
+    "times_power_of_two": times_power_of_two,
 }  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def divide(value, multiplier, shift):
     return (value * multiplier) >> shift
 
 
-# ------------------------------------------------------------------------------------------------------------- unrolling
+# ----------------------------------------------------------------------------------------------------------- unrolling
 
 
 def unrolled(body, times):
