@@ -52,6 +52,8 @@ def kernels():
         common, both = (kind, "", "", acc, acc, "silu", count), (kind, "", kind, "", acc, acc, "float64", "float64")
         for packed in (4, 128, 1024, 2048, 4096, 8192):
             w = whole_of(packed * count, count)
+            if w is None:
+                continue
             name = f"forward whole {w.team}x{w.vectors}"
             yield name, kind, forward.whole(*common, False, w.vectors, w.team, w.threads, False)
         yield "forward whole lanewise", kind, forward.whole(*common, True, 4, THREADS, THREADS, False)
