@@ -12,7 +12,7 @@ import numpy as np
 
 from ._dtypes import Dtype, dtype_row, supported
 
-__all__ = ["as_array", "flat", "float_row", "in_kind", "real_row", "view"]
+__all__ = ["as_array", "flat", "float_row", "in_kind", "may_share_memory", "real_row", "view"]
 
 Result = TypeVar("Result")
 
@@ -245,6 +245,18 @@ def _line(fault: Exception) -> str:
 def view(name: str, value: Any) -> np.ndarray:
     """The memory of an array of any kind as a plain NumPy array, or a TypeError that names it."""
     return value if type(value) is np.ndarray else _family(name, value).view(name, value)
+
+
+def may_share_memory(name: str, value: Any, other_name: str, other: Any) -> bool:
+    """Whether two arrays of any kinds may share memory."""
+    there, other_there = (_family(n, v).elsewhere(v) == DEVICE for n, v in ((name, value), (other_name, other)))
+    if there and other_there:
+        from ._device import described, overlap
+
+        return overlap(described(name, value), described(other_name, other))
+    if there or other_there:
+        return False
+    return np.may_share_memory(view(name, value), view(other_name, other))
 
 
 def as_array(name: str, value: Any) -> np.ndarray:

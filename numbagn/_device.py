@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 __all__ = [
-    "DeviceArray", "Maker", "cuda_module", "dense_strides", "described", "device_of", "maker_of", "read_only",
-    "shape_only", "simulated", "uploaded",
+    "DeviceArray", "Maker", "cuda_module", "dense_strides", "described", "device_of", "maker_of", "overlap",
+    "read_only", "shape_only", "simulated", "uploaded",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -101,6 +101,21 @@ def described(name: str, value: Any) -> DeviceArray:
 def read_only(value: Any) -> bool:
     """Whether the array's owner forbids to write to it."""
     return not simulated(value) and bool(value.__cuda_array_interface__["data"][1])
+
+
+def overlap(one: DeviceArray, other: DeviceArray) -> bool:
+    """Whether two arrays may share memory: by the first and last bytes of each."""
+    if not one.array.size or not other.array.size:
+        return False
+    (a, b), (c, d) = _extent(one), _extent(other)
+    return a < d and c < b
+
+
+def _extent(device: DeviceArray) -> tuple[int, int]:
+    """The first byte of an array and the one after its last."""
+    spans = [(n - 1) * s for n, s in zip(device.array.shape, device.array.strides, strict=True)]
+    below, above = sum(min(v, 0) for v in spans), sum(max(v, 0) for v in spans)
+    return device.first + below, device.first + above + device.array.itemsize
 
 
 def memory_of(array: Array) -> Array:

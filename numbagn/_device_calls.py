@@ -71,7 +71,7 @@ def _forward(
     y = wanted or call.empty(p.shape, strides_like(came.array), p.result)
     shape = (2, *p.statistics_shape)
     stats = call.empty(shape, dense_strides(shape, range(len(shape)), 8), np.float64)
-    mean, rstd = stats.owner[0], stats.owner[1]
+    mean, rstd = (stats.owner[:1], stats.owner[1:]) if len(shape) == 1 else (stats.owner[0], stats.owner[1])
     if p.size == 0:
         if stats.array.size:
             call.clear(stats)

@@ -15,6 +15,7 @@ from ._device import (
     dense_strides,
     described,
     device_of,
+    overlap,
     read_only,
     shape_only,
     simulated,
@@ -232,22 +233,11 @@ def output_of(value: Any, p: Problem) -> DeviceArray:
     return device
 
 
-def _extent(device: DeviceArray) -> tuple[int, int]:
-    """The first byte of an array and the one after its last."""
-    spans = [(n - 1) * s for n, s in zip(device.array.shape, device.array.strides, strict=True)]
-    return device.first + sum(min(v, 0) for v in spans), device.first + sum(
-        max(v, 0) for v in spans
-    ) + device.array.itemsize
-
-
 def target_of(call: Call, out: DeviceArray, p: Problem, same: list[Any], others: list[Any]) -> DeviceArray:
     """Where kernels may write: `out`, or new memory where that is laid out otherwise or in something's way."""
 
     def meets(other: DeviceArray | None) -> bool:
-        if other is None or not other.array.size:
-            return False
-        (a, b), (c, d) = _extent(out), _extent(other)
-        return a < d and c < b
+        return other is not None and overlap(out, other)
 
     def in_the_way(other: DeviceArray | None) -> bool:
         if other is None or not meets(other):

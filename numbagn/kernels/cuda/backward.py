@@ -13,8 +13,8 @@ from .forward import parameter, summand
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, centred, write_coefficients
 from .target import (
-    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load, load_integer, load_one, pack, slope_of, splat,
-    store, store_one, team_sums, unpack,
+    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load, load_one, pack, slope_of, splat, store,
+    store_one, team_sums, unpack, valid_positions,
 )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def whole(
                 at = g * fields
                 shift, lack, r, scale = table[at + SHIFT], table[at + LACK], table[at + RSTD], table[at + SCALE]
                 a, bb = weight(w, n * w_n + c, w_c), bias(b, n * b_n + c, b_c)
-                valid = load_integer(lengths, n) * inner if padded else S
+                valid = valid_positions(lengths, n, inner, S) if padded else S
                 for j in range(vectors):
                     s = (t + j * team) * count
                     if s < valid:
@@ -145,7 +145,8 @@ def whole(
                 for d in range(g * D, g * D + D):
                     one += of_dz[d]
                     two += of_x[d]
-                valid = load_integer(lengths, divide(first_group + g, G_mul, G_shift)) * inner if padded else S
+                sample = divide(first_group + g, G_mul, G_shift)
+                valid = valid_positions(lengths, sample, inner, S) if padded else S
                 elements = scalar(max(D * valid, 1))
                 table[g * fields + FIELDS] = one / elements
                 table[g * fields + FIELDS + 1] = two / elements
@@ -161,7 +162,7 @@ def whole(
                 a = weight(w, n * w_n + c, w_c)
                 mean_g, mean_gx = table[at + FIELDS], table[at + FIELDS + 1]
                 r = table[at + RSTD] * table[at + SCALE]
-                valid = load_integer(lengths, n) * inner if padded else S
+                valid = valid_positions(lengths, n, inner, S) if padded else S
                 for j in range(vectors):
                     s = (t + j * team) * count
                     if s < valid:

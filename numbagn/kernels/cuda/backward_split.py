@@ -13,8 +13,8 @@ from .forward import parameter
 from .kinds import accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, write_coefficients
 from .target import (
-    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store_one,
-    team_sums,
+    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load_one, pack, splat, store_one, team_sums,
+    valid_positions,
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def sums_first(
             at = place * FIELDS
             shift, lack, r, scale = table[at + SHIFT], table[at + LACK], table[at + RSTD], table[at + SCALE]
             a, bb = weight(w, n * w_n + c, w_c), bias(b, n * b_n + c, b_c)
-            valid = load_integer(lengths, n) * inner if padded else S
+            valid = valid_positions(lengths, n, inner, S) if padded else S
             stop = min((part + 1) * size, valid)
             for s in range(part * size + t * count, stop, team * count):
                 dz, x_hat = read(
@@ -122,7 +122,7 @@ def sums_last(
         tile = cuda.blockIdx.x - rest * tiles
         n = divide(rest, slices_mul, slices_shift)
         part = rest - n * slices
-        valid = load_integer(lengths, n) * inner if padded else S
+        valid = valid_positions(lengths, n, inner, S) if padded else S
         stop = min((part + 1) * size, valid)
         fill(table, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, w, n * w_n, w_c, b, n * b_n, b_c)
         cuda.syncthreads()
@@ -196,7 +196,7 @@ def settle(acc, w_kind, threads):
         if t == 0:
             valid = S
             if padded:
-                valid = load_integer(lengths, n) * inner
+                valid = valid_positions(lengths, n, inner, S)
             elements = max(D * valid, 1)
             put(means, group, of_g[0] / elements)
             put(means, groups + group, of_gx[0] / elements)
@@ -228,7 +228,7 @@ def apply_first(
         start = (cuda.blockIdx.x - group * slices) * vectors * threads + cuda.threadIdx.x
         n = divide(group, G_mul, G_shift)
         first = (group - n * G) * D
-        valid = load_integer(lengths, n) * inner if padded else S
+        valid = valid_positions(lengths, n, inner, S) if padded else S
         if cuda.threadIdx.x == 0:
             coefficients(table, 0, np.float64(get_mean(mean, group)), 0.0, np.float64(get_rstd(rstd, group)))
             table[FIELDS] = scalar(get(means, group))
@@ -281,7 +281,7 @@ def apply_last(
         tile = cuda.blockIdx.x - rest * tiles
         n = divide(rest, slices_mul, slices_shift)
         start = (rest - n * slices) * size
-        valid = load_integer(lengths, n) * inner if padded else S
+        valid = valid_positions(lengths, n, inner, S) if padded else S
         stop = min(start + size, S)
         fill(table, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, w, n * w_n, w_c, b, n * b_n, b_c)
         for i in range(cuda.threadIdx.x, channels, threads):

@@ -12,8 +12,8 @@ from numba import cuda
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, centred, inverse_std, scale_for, write_coefficients
 from .target import (
-    ACC, activation_of, device, divide, fma, keep, kept, kernel, lane_sum, load, load_integer, load_one, pack,
-    splat, store, store_one, team_sums, unpack, unrolled, warp_any,
+    ACC, activation_of, device, divide, fma, keep, kept, kernel, lane_sum, load, load_one, pack, splat, store,
+    store_one, team_sums, unpack, unrolled, valid_positions, warp_any,
 )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def whole(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise, vecto
         if group >= groups:
             size = 0
         elif padded:
-            valid = load_integer(lengths, n) * inner
+            valid = valid_positions(lengths, n, inner, S)
         elements = D * valid
 
         for j in range(vectors):

@@ -13,8 +13,8 @@ from .forward import element, parameter, summand
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, inverse_std, scale_for, write_coefficients
 from .target import (
-    ACC, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_integer, load_one, pack, splat, store, store_one,
-    team_sums, unpack,
+    ACC, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_one, pack, splat, store, store_one, team_sums,
+    unpack, valid_positions,
 )  # fmt: skip
 
 MEAN, M2, COUNT = range(3)
@@ -40,7 +40,7 @@ def sums_first(kind, skip_kind, count, vectors, threads, padded):
         part = cuda.blockIdx.x - group * slices
         n = divide(group, G_mul, G_shift)
         c = (group - n * G) * D
-        valid = load_integer(lengths, n) * inner if padded else S
+        valid = valid_positions(lengths, n, inner, S) if padded else S
         start = part * size  # vectors
         stop = min(start + size, D * S // count)
         thread = cuda.threadIdx.x
@@ -134,7 +134,7 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
         tile = cuda.blockIdx.x - rest * tiles
         n = divide(rest, slices_mul, slices_shift)
         part = rest - n * slices
-        valid = load_integer(lengths, n) * inner if padded else S
+        valid = valid_positions(lengths, n, inner, S) if padded else S
         start = part * size
         stop = min(start + size, valid)
         row = cuda.threadIdx.x // columns
@@ -262,7 +262,7 @@ def apply_first(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise,
         start = (cuda.blockIdx.x - group * slices) * vectors * threads + cuda.threadIdx.x
         n = divide(group, G_mul, G_shift)
         c = (group - n * G) * D
-        valid = load_integer(lengths, n) * inner if padded else S
+        valid = valid_positions(lengths, n, inner, S) if padded else S
         if cuda.threadIdx.x == 0:
             coefficients(shared, 0, get(stats, group), 0.0, get(stats, groups + group))
         cuda.syncthreads()
@@ -309,7 +309,7 @@ def apply_last(kind, skip_kind, res_kind, w_kind, b_kind, act, count, columns, v
         tile = cuda.blockIdx.x - rest * tiles
         n = divide(rest, slices_mul, slices_shift)
         start = (rest - n * slices) * size
-        valid = load_integer(lengths, n) * inner if padded else S
+        valid = valid_positions(lengths, n, inner, S) if padded else S
         stop = min(start + size, S)
         own = cuda.threadIdx.x * FIELDS
         for i in range(cuda.threadIdx.x, channels, threads):

@@ -27,7 +27,7 @@ else:
 __all__ = [
     "ACC", "activation_of", "device", "divide", "fma", "keep", "kept", "kernel", "lane_sum", "lanes_in", "load",
     "load_integer", "load_one", "pack", "slope_of", "splat", "store", "store_one", "team_sums", "unpack", "unrolled",
-    "warp_any",
+    "valid_positions", "warp_any",
 ]  # fmt: skip
 
 # The scalar type of accumulators, by kind.
@@ -115,6 +115,12 @@ def divide(value, multiplier, shift):
     Multiplier and shift stand for the divisor, as `_device_plan.divisor` gives them (Granlund and Montgomery 1994).
     """
     return (value * multiplier) >> shift
+
+
+@device
+def valid_positions(lengths, n, inner, S):
+    """How many positions of sample n are valid; lengths in a GPU's memory nobody has checked."""
+    return min(max(load_integer(lengths, n), 0) * inner, S)
 
 
 # ----------------------------------------------------------------------------------------------------------- unrolling
