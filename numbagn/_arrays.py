@@ -12,7 +12,7 @@ import numpy as np
 
 from ._dtypes import Dtype, dtype_row, supported
 
-__all__ = ["as_array", "flat", "float_row", "in_kind", "real_row", "view"]
+__all__ = ["as_array", "flat", "float_row", "in_kind", "may_share_memory", "real_row", "view"]
 
 Result = TypeVar("Result")
 
@@ -25,7 +25,8 @@ class Family(NamedTuple):
     view: Callable[[str, Any], np.ndarray]  # (argument's name, array): the same memory, or a TypeError
     back: Callable[[np.ndarray, Any], Any]  # (result, the array whose kind it is to be of)
     written: Callable[[Any], None] = lambda out: None  # told that a result was written to its memory
-    lazy: str = ""  # the module with functions of its own for this kind, by the names of the public ones
+    # of an array: the module with functions of its own for it, by the names of ours; "": ours take its view
+    elsewhere: Callable[[Any], str] = lambda array: ""
 
 
 def _as_it_is(array: np.ndarray, like: Any) -> np.ndarray:
@@ -127,6 +128,21 @@ def _dask_view(name: str, array: Any) -> np.ndarray:
     raise TypeError(f"{name} must be in memory here, got {_of(array)}; use its .compute()")
 
 
+# ----------------------------------------------------------------------------------------------------------------- GPUs
+
+DEVICE = "numbagn._device_calls"
+
+
+def _device_view(name: str, array: Any) -> np.ndarray:
+    raise TypeError(f"{name} must lie in CPU memory here, got {_of(array)}; copy it there")
+
+
+def _on_device(kind: type) -> bool:
+    return hasattr(kind, "__cuda_array_interface__") or (
+        kind.__name__ == "FakeCUDAArray" and kind.__module__.endswith("simulator.cudadrv.devicearray")
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------------- rows
 
 _FAMILIES = (
@@ -142,6 +158,14 @@ _FAMILIES = (
         _torch_view,
         _torch_back,
         _torch_written,
+        lambda tensor: DEVICE if tensor.is_cuda else "",
+    ),
+    Family(
+        "numpy",  # where nothing more is needed
+        lambda numpy, kind: _on_device(kind),
+        _device_view,
+        _as_it_is,
+        elsewhere=lambda array: DEVICE,
     ),
     Family(
         "jax",
@@ -154,7 +178,7 @@ _FAMILIES = (
         lambda array, kind: issubclass(kind, array.Array),
         _dask_view,
         _as_it_is,
-        lazy="numbagn.interop.dask",
+        elsewhere=lambda array: "numbagn.interop.dask",
     ),
     Family(
         "numpy",  # where nothing more is needed
@@ -199,8 +223,6 @@ def _hint(value: Any) -> str:
         return "; give its .data, and keep its labels with .copy(data=...)"
     if hasattr(value, "to_numpy"):  # data frames and their columns
         return "; use its .to_numpy()"
-    if hasattr(value, "__cuda_array_interface__"):
-        return "; copy it to CPU memory"
     if hasattr(value, "as_subclass"):
         return "; use its .as_subclass(torch.Tensor)"
     if hasattr(value, "__array__") or isinstance(value, (list, tuple)):
@@ -225,6 +247,18 @@ def view(name: str, value: Any) -> np.ndarray:
     return value if type(value) is np.ndarray else _family(name, value).view(name, value)
 
 
+def may_share_memory(name: str, value: Any, other_name: str, other: Any) -> bool:
+    """Whether two arrays of any kinds may share memory."""
+    there, other_there = (_family(n, v).elsewhere(v) == DEVICE for n, v in ((name, value), (other_name, other)))
+    if there and other_there:
+        from ._device import described, overlap
+
+        return overlap(described(name, value), described(other_name, other))
+    if there or other_there:
+        return False
+    return np.may_share_memory(view(name, value), view(other_name, other))
+
+
 def as_array(name: str, value: Any) -> np.ndarray:
     """`value` as a plain NumPy array of native byte order, or a TypeError that names it."""
     array = view(name, value)
@@ -247,10 +281,12 @@ def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: st
     """
     leader, out = arguments[lead], arguments.get("out")
     row = _family(lead, leader)
-    if row.lazy:
-        own: Callable[..., Result] | None = getattr(import_module(row.lazy), function.__name__, None)
+    elsewhere = row.elsewhere(leader)
+    if elsewhere:
+        own: Callable[..., Result] | None = getattr(import_module(elsewhere), function.__name__, None)
         if own is None:
-            raise TypeError(f"{lead} must be in memory for {function.__name__}, got {_of(leader)}; use its .compute()")
+            row.view(lead, leader)  # tells why not
+            raise TypeError(f"{lead} must lie in CPU memory for {function.__name__}, got {_of(leader)}; copy it there")
         return own(**arguments)
     views = {id(leader): row.view(lead, leader)}  # by identity: an `out` that is x is still x
     if out is not None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array, float_row, view
+from ._arrays import as_array, float_row, may_share_memory
 from ._calls import backward, forward
 from ._dtypes import dtype_row, supported
 from ._problem import activation_code, epsilon, shown
@@ -140,7 +140,7 @@ class Layer:
             ("x", x), ("weight", self.weight), ("bias", self.bias), ("skip", skip), ("residual", residual),
             ("mask", mask),
         ):  # fmt: skip
-            if needed is not None and np.may_share_memory(view("out", out), view(name, needed)):
+            if needed is not None and may_share_memory("out", out, name, needed):
                 raise ValueError(f"out must not share memory with {name}, which the backward pass needs")
         y, mean, rstd = forward(
             x, groups, self.weight, self.bias, self.eps, axis, self.activation, skip, residual, lengths, mask, out,

@@ -18,7 +18,7 @@ from ._rows import Rows
 from ._threads import limit
 from .kernels.geometry import CHANNELS_FIRST, FEW_CHANNELS, FEW_POSITIONS, FIELDS
 
-__all__ = ["Table", "Valid", "clear_invalid", "tables", "valid_positions"]
+__all__ = ["Table", "Valid", "clear_invalid", "lengths_of", "outermost", "tables", "valid_positions"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -57,9 +57,9 @@ def valid_positions(lengths: Any, mask: Any, p: Problem) -> Valid:
         name = "mask" if lengths is None else "lengths"
         raise ValueError(f"{name} must not be given to layer norm, which normalizes each row by itself")
     spatial = [axis for axis in range(1, len(p.shape)) if axis != p.channel_axis]
-    n = None if lengths is None else _lengths(lengths, p, spatial)
+    n = None if lengths is None else lengths_of(lengths, p, spatial)
     flags = None if mask is None else _mask(mask, p)
-    if n is not None and (flags is not None or not _outermost(p, spatial[0])):
+    if n is not None and (flags is not None or not outermost(p, spatial[0])):
         # no part of the memory's beginning: as a mask
         along = np.arange(p.shape[spatial[0]]) < n[:, None]
         along = along.reshape([p.N if a == 0 else p.shape[a] if a == spatial[0] else 1 for a in range(len(p.shape))])
@@ -78,12 +78,12 @@ def valid_positions(lengths: Any, mask: Any, p: Problem) -> Valid:
     return Valid(np.count_nonzero(positions, axis=1), None, positions, ())
 
 
-def _outermost(p: Problem, axis: int) -> bool:
+def outermost(p: Problem, axis: int) -> bool:
     """Whether the axis is the outermost in memory of those that have more than one position."""
     return next((a == axis for a in p.order if p.shape[a] > 1), True)
 
 
-def _lengths(lengths: Any, p: Problem, spatial: list[int]) -> Array:
+def lengths_of(lengths: Any, p: Problem, spatial: list[int]) -> Array:
     if not spatial:
         raise ValueError(f"lengths must not be given where x has no positions, got x of shape {p.shape}")
     most = p.shape[spatial[0]]

@@ -301,11 +301,16 @@ def parameter(name: str, value: Any, p: Problem) -> np.ndarray | None:
         return None
     array = as_array(name, value)
     float_row(name, array)
-    if array.shape not in p.parameter_shapes:
-        raise ValueError(f"{name} must have shape {' or '.join(map(str, p.parameter_shapes))}, got {array.shape}")
+    shape_of_parameter(name, array.shape, p)
     with np.errstate(all="ignore"):
         dense = np.require(array, p.dtype.accumulator, ("C", "A"))
     return dense.reshape(-1) if array.shape == p.parameter_shapes[0] else dense
+
+
+def shape_of_parameter(name: str, shape: tuple[int, ...], p: Problem) -> None:
+    """Check the shape of a weight or bias."""
+    if shape not in p.parameter_shapes:
+        raise ValueError(f"{name} must have shape {' or '.join(map(str, p.parameter_shapes))}, got {shape}")
 
 
 def operand(name: str, value: Any, p: Problem) -> np.ndarray | None:

@@ -76,7 +76,7 @@ def _print_versions() -> None:
     print(f"numbagn {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     print("packages:", ", ".join(f"{name} {_version(name)}" for name in ("numba", "llvmlite", "numpy", "ml_dtypes")))
     print("CPU:     ", _cpu_name())
-    print("GPU:      none is used, this version has no GPU path")
+    print("GPU:     ", _gpu())
 
 
 def _version(package: str) -> str:
@@ -84,6 +84,18 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _gpu() -> str:
+    """What arrays on a GPU would run on, without loading a driver where the package for it is not installed."""
+    if _version("numba-cuda") == "not installed":
+        return "arrays on one need numba-cuda: pip install 'numbagn[cuda13]' (or [cuda12])"
+    from numba import cuda
+
+    try:
+        return str(cuda.get_current_device().name)
+    except Exception:  # no driver, no device, or one that is too old
+        return f"none found by numba-cuda {_version('numba-cuda')}"
 
 
 def _cpu_name() -> str:

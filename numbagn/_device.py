@@ -1,0 +1,255 @@
+"""Arrays in the memory of a GPU: how they are described without a copy, and how results of their kind are made.
+
+A library's arrays are known by `__cuda_array_interface__`; nothing of CUDA is imported before one has come.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "DeviceArray", "Maker", "cuda_module", "dense_strides", "described", "device_of", "maker_of", "overlap",
+    "read_only", "shape_only", "simulated", "uploaded",
+]  # fmt: skip
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class DeviceArray(NamedTuple):
+    """An array in a GPU's memory."""
+
+    array: Array  # its shape, strides and dtype; without memory, never to be read
+    address: Any  # of its first element; in Numba's simulator the memory itself
+    owner: Any  # whose memory it is
+    stream: Any  # the producer's, as its interface names it
+
+    @property
+    def kind(self) -> str:
+        """The name of its dtype."""
+        return self.array.dtype.name
+
+    @property
+    def first(self) -> int:
+        """The address as a number."""
+        return self.address if isinstance(self.address, int) else self.address.__array_interface__["data"][0]
+
+
+def shape_only(shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype[Any]) -> Array:
+    """An array of that shape over the memory of one element, to ask for strides and the like."""
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    if strides is None:
+        strides = dense_strides(shape, range(len(shape)), dtype.itemsize)
+    return np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides)
+
+
+def dense_strides(shape: tuple[int, ...], order: Any, itemsize: int) -> tuple[int, ...]:
+    """The strides of a dense array whose axes lie in memory in that order, outermost first."""
+    strides, step = [0] * len(shape), itemsize
+    for axis in reversed(list(order)):
+        strides[axis] = step
+        step *= shape[axis]
+    return tuple(strides)
+
+
+# ----------------------------------------------------------------------------------------------------------- what came
+
+
+def simulated(value: Any) -> bool:
+    """Whether the value is a device array of Numba's simulator, which has no interface."""
+    kind = type(value)
+    return kind.__name__ == "FakeCUDAArray" and kind.__module__.endswith("simulator.cudadrv.devicearray")
+
+
+def described(name: str, value: Any) -> DeviceArray:
+    """What came, or a TypeError that names it."""
+    if simulated(value):
+        array = value._ary
+        if type(array) is not np.ndarray:
+            raise TypeError(f"{name} must be an array of numbers")
+        return DeviceArray(shape_only(array.shape, array.strides, array.dtype), memory_of(array), value, 0)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        if value.requires_grad:
+            if torch.is_grad_enabled():
+                raise TypeError(
+                    f"{name} must not require gradients, which do not flow through; use its .detach() or "
+                    "torch.no_grad()"
+                )
+            value = value.detach()
+        if not value.is_cuda:
+            raise TypeError(f"{name} must be a device array as x is, got a tensor on {value.device}; use its .to(...)")
+    try:
+        interface = value.__cuda_array_interface__
+    except AttributeError:
+        raise TypeError(
+            f"{name} must be a device array as x is, got {type(value).__module__}.{type(value).__qualname__}; copy it "
+            "to the device"
+        ) from None
+    shape, typestr = tuple(interface["shape"]), interface["typestr"]
+    dtype = bfloat16(name) if typestr[1:] == "V2" else np.dtype(typestr)
+    address, _ = interface["data"]
+    array = shape_only(shape, interface.get("strides"), dtype)
+    if address % dtype.itemsize:
+        raise ValueError(f"{name} must be aligned to its {dtype.itemsize} bytes an element, got address {address}")
+    return DeviceArray(array, int(address), value, interface.get("stream"))
+
+
+def read_only(value: Any) -> bool:
+    """Whether the array's owner forbids to write to it."""
+    return not simulated(value) and bool(value.__cuda_array_interface__["data"][1])
+
+
+def overlap(one: DeviceArray, other: DeviceArray) -> bool:
+    """Whether two arrays may share memory: by the first and last bytes of each."""
+    if not one.array.size or not other.array.size:
+        return False
+    (a, b), (c, d) = _extent(one), _extent(other)
+    return a < d and c < b
+
+
+def _extent(device: DeviceArray) -> tuple[int, int]:
+    """The first byte of an array and the one after its last."""
+    spans = [(n - 1) * s for n, s in zip(device.array.shape, device.array.strides, strict=True)]
+    below, above = sum(min(v, 0) for v in spans), sum(max(v, 0) for v in spans)
+    return device.first + below, device.first + above + device.array.itemsize
+
+
+def memory_of(array: Array) -> Array:
+    """All memory from an array's first element to its last as one axis, for the simulator."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) // array.itemsize
+    storage = np.dtype(f"u{array.itemsize}") if array.dtype.kind != "i" else array.dtype
+    if array.size == 0:
+        return np.empty(0, storage)
+    return np.lib.stride_tricks.as_strided(array, (extent,), (array.itemsize,)).view(storage)
+
+
+def bfloat16(name: str) -> np.dtype[Any]:
+    try:
+        from ml_dtypes import bfloat16 as kind
+    except ImportError:
+        raise TypeError(f"{name} must not be bfloat16 without ml_dtypes: pip install 'numbagn[bf16]'") from None
+    dtype: np.dtype[Any] = np.dtype(kind)
+    return dtype
+
+
+# ------------------------------------------------------------------------------------------------------ results like it
+
+
+class Maker(NamedTuple):
+    """How to make arrays of the kind of one that came, and where to run kernels on them."""
+
+    empty: Callable[[tuple[int, ...], tuple[int, ...], np.dtype[Any]], Any]  # shape, strides in bytes, dtype
+    stream: Any  # what a launch takes
+
+
+def maker_of(leader: DeviceArray) -> Maker:
+    """The maker of results for the call that `leader` came with."""
+    cuda = cuda_module()
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    owner = leader.owner
+    if torch is not None and isinstance(owner, torch.Tensor):
+        stream = torch.cuda.current_stream(owner.device).cuda_stream
+
+        def torch_empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+            steps = [step // dtype.itemsize for step in strides]
+            return torch.empty_strided(shape, steps, dtype=getattr(torch, dtype.name), device=owner.device)
+
+        return Maker(torch_empty, stream_of(cuda, stream))
+    if cupy is not None and isinstance(owner, cupy.ndarray):
+
+        def cupy_empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+            memory = cupy.empty(int(np.prod(shape)), dtype).data
+            return cupy.ndarray(shape, dtype, memory, strides)
+
+        return Maker(cupy_empty, stream_of(cuda, leader.stream))
+    own = getattr(owner, "stream", None) if leader.stream is None else leader.stream
+
+    def numba_empty(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        return cuda.device_array(shape, dtype=dtype, strides=strides if 0 not in shape else None)
+
+    return Maker(numba_empty, stream_of(cuda, own))
+
+
+def cuda_module() -> Any:
+    """`numba.cuda` of the maintained package, or an ImportError that says how to get it."""
+    from numba import config, cuda
+
+    if not config.ENABLE_CUDASIM:
+        if getattr(cuda, "implementation", "Built-in") != "NVIDIA":
+            raise ImportError(
+                "arrays on a GPU need the package numba-cuda: pip install 'numbagn[cuda13]', or 'numbagn[cuda12]' "
+                "for drivers of CUDA 12"
+            )
+        if not cuda.is_available():
+            raise RuntimeError(f"arrays on a GPU need a CUDA driver, which numba-cuda did not find: {_why(cuda)}")
+    return cuda
+
+
+def _why(cuda: Any) -> str:
+    try:
+        cuda.current_context()
+    except Exception as fault:
+        return " ".join(str(fault).split())[:200]
+    return "unknown"
+
+
+def stream_of(cuda: Any, handle: Any) -> Any:
+    """What a launch takes for a stream of the interface: None and 1 are the legacy default stream."""
+    if handle is None or not isinstance(handle, int):
+        return handle or 0
+    if handle in (0, 1):
+        return 0
+    return external_stream(cuda, handle)
+
+
+@lru_cache(maxsize=64)
+def external_stream(cuda: Any, handle: int) -> Any:
+    return cuda.per_thread_default_stream() if handle == 2 else cuda.external_stream(handle)
+
+
+def device_of(owner: Any) -> int | None:
+    """The number of the device that an array lies on; None: the current one."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and isinstance(owner, torch.Tensor):
+        return int(owner.device.index)
+    if cupy is not None and isinstance(owner, cupy.ndarray):
+        return int(owner.device.id)
+    context = getattr(getattr(owner, "gpu_data", None), "context", None)
+    return None if context is None else int(context.device.id)
+
+
+# ---------------------------------------------------------------------------------------------- parameters of the host
+
+# Small arrays of the host (a layer's parameters, lengths), by their bytes: their copies are never written to.
+MOST_UPLOADED = 256
+_uploaded: dict[tuple[Any, ...], Any] = {}
+
+
+def uploaded(name: str, values: Array) -> DeviceArray:
+    """A copy of a small array on the current device; the same values are copied once."""
+    cuda = cuda_module()
+    values = np.ascontiguousarray(values)
+    storage = values.view(np.uint16) if values.dtype.name == "bfloat16" else values
+    key = (
+        values.tobytes(),
+        values.dtype.name,
+        values.shape,
+        0 if simulated_target(cuda) else cuda.get_current_device().id,
+    )
+    copy = _uploaded.get(key)
+    if copy is None:
+        if len(_uploaded) >= MOST_UPLOADED:
+            _uploaded.clear()
+        copy = _uploaded[key] = cuda.to_device(storage)
+    device = described(name, copy)
+    return device._replace(array=shape_only(values.shape, None, values.dtype))
+
+
+def simulated_target(cuda: Any) -> bool:
+    from numba import config
+
+    return bool(config.ENABLE_CUDASIM)
