@@ -22,8 +22,8 @@ from .backward_last import steps_last
 from .backward_rows import steps_rows
 from .compiled import entry
 from .geometry import (
-    AT, BATCH, B_N, C, CHANNELS_FIRST, CHANNELS_LAST, DRES_N, DY_N, FIRST, G, LAST, MASK_N, N, RES_N, SAMPLE, SKIP_N,
-    SLOT, SLOTS, SINGLE_POSITION, UNITS, W_N, X_N, Y_N,
+    AT, BATCH, B_N, C, CHANNELS_FIRST, CHANNELS_LAST, DRES_N, DY_N, FIELD_COUNT, FIRST, G, LAST, MASK_N, N, RES_N,
+    SAMPLE, SKIP_N, SLOT, SLOTS, SINGLE_POSITION, UNITS, W_N, X_N, Y_N,
 )  # fmt: skip
 from .masks import mask_pointer
 from .memory import absent, offset, pointer, values
@@ -43,7 +43,8 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
     def backward(dims, dy, x, skip, residual, dx, dresidual, weight, bias, mask, mean, rstd, work, gradients, scratch):
         if sources == 0:
             return
-        problems, common = dims.shape[0], dims[0]
+        problems, table = dims.shape[0], values(dims)
+        common = table
         channels = common[C]
         totals_at = work.size - 2 * channels
         blocks_at = totals_at - 3 * common[BATCH] * common[G]
@@ -64,14 +65,16 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
                     pr, pdr = pointer(residual, residual_kind), pointer(dresidual, residual_kind)
                 pm = mask_pointer(mask, mask_kind)
                 for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
-                    own = dims[q]
+                    own = offset(table, q * FIELD_COUNT)
                     n = own[SAMPLE]
                     first, last = (low, high) if problems == 1 else (0, own[UNITS] * steps_of_unit(phase, own))
                     ody, ox, odx = offset(pdy, n * own[DY_N]), offset(px, n * own[X_N]), offset(pdx, n * own[Y_N])
                     os, om = offset(ps, n * own[SKIP_N]), offset(pm, n * own[MASK_N])
                     ores, odres = offset(pr, n * own[RES_N]), offset(pdr, n * own[DRES_N])
-                    w, b, m, r = weight[n * own[W_N] :], bias[n * own[B_N] :], mean[n * own[G] :], rstd[n * own[G] :]
-                    sums, block = work[own[AT] : blocks_at], work[blocks_at + 3 * n * own[G] : totals_at]
+                    w, b = offset(values(weight), n * own[W_N]), offset(values(bias), n * own[B_N])
+                    m, r = offset(values(mean), n * own[G]), offset(values(rstd), n * own[G])
+                    sums = offset(values(work), own[AT])
+                    block = offset(values(work), blocks_at + 3 * n * own[G])
                     if layout == CHANNELS_FIRST:
                         steps_first(
                             phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
@@ -91,7 +94,7 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
         totals = work[totals_at:]
         totals[:] = 0.0
         for q in range(problems):
-            own = dims[q]
+            own = offset(table, q * FIELD_COUNT)
             rows = own[UNITS] if layout == SINGLE_POSITION else own[N]
             for n in range(rows):
                 for row in range(2):

@@ -1,4 +1,4 @@
-"""How kernels are compiled: callees with `device`, entry points with `entry`, activations chosen by a `Code`."""
+"""How kernels are compiled: entry points with `entry`, activations chosen by a `Code`."""
 
 import functools
 import hashlib
@@ -14,21 +14,12 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.extending import overload
 
 from .._threads import at_fork
+from .callees import OPTIONS
 from .formulas import ACTIVATIONS
 from .vectors import Code
 
 PACKAGE = __package__.partition(".")[0]
 log = logging.getLogger(PACKAGE)
-
-# No fastmath flag: see vectors; said in so many words, since what is compiled for a user's function inherits that
-# function's flags where it has none of its own. NumPy's error model: no test for zero at each division.
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": False, "forceinline": False}
-# Callees are never called from Python and allocate nothing: without the wrappers and Numba's memory management they
-# compile in half the time.
-device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **OPTIONS)
-# What is called for each block, and from one place or two: a call passes fifty words, and four of them took as long as
-# the work on a row of 500 elements (62 ns against 30).
-inlined = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **(OPTIONS | {"forceinline": True}))
 
 # ------------------------------------------------------------------------------------------------------- activations
 
@@ -66,8 +57,8 @@ at_fork(
 )
 
 SOURCES = (
-    "cache", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry", "moments",
-    "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
+    "cache", "callees", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry",
+    "moments", "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
     "backward_last", "backward_rows", "inside", "links",
 )  # fmt: skip
 

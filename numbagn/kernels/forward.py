@@ -12,7 +12,8 @@ from .compiled import entry
 from .forward_first import steps_first
 from .forward_last import steps_last
 from .geometry import (
-    AT, BATCH, B_N, CHANNELS_FIRST, FIRST, G, LAST, MASK_N, RES_N, SAMPLE, SKIP_N, SLOT, SLOTS, UNITS, W_N, X_N, Y_N,
+    AT, BATCH, B_N, CHANNELS_FIRST, FIELD_COUNT, FIRST, G, LAST, MASK_N, RES_N, SAMPLE, SKIP_N, SLOT, SLOTS, UNITS, W_N,
+    X_N, Y_N,
 )  # fmt: skip
 from .masks import mask_pointer
 from .memory import absent, offset, pointer, values
@@ -32,7 +33,8 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, mask_kind, activati
     def forward(dims, eps, x, skip, residual, y, weight, bias, mask, work, scratch):
         if sources == 0:
             return
-        problems, common = dims.shape[0], dims[0]
+        problems, table = dims.shape[0], values(dims)
+        common = table
         count = common[BATCH] * common[G]
         for phase in range(common[FIRST], common[LAST]):
             steps = common[UNITS] * steps_of_unit(phase, common) if problems == 1 else problems
@@ -46,13 +48,15 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, mask_kind, activati
                 pr = absent(px) if residual_kind < 0 else pointer(residual, residual_kind)
                 pm = mask_pointer(mask, mask_kind)
                 for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
-                    own = dims[q]
+                    own = offset(table, q * FIELD_COUNT)
                     n = own[SAMPLE]
-                    mean, rstd = work[n * own[G] : count], work[count + n * own[G] : 2 * count]
+                    mean = offset(values(work), n * own[G])
+                    rstd = offset(mean, count)
                     first, last = (low, high) if problems == 1 else (0, own[UNITS] * steps_of_unit(phase, own))
                     ox, os, om = offset(px, n * own[X_N]), offset(ps, n * own[SKIP_N]), offset(pm, n * own[MASK_N])
                     ores, oy = offset(pr, n * own[RES_N]), offset(py, n * own[Y_N])
-                    w, b, partial = weight[n * own[W_N] :], bias[n * own[B_N] :], work[2 * count + own[AT] :]
+                    w, b = offset(values(weight), n * own[W_N]), offset(values(bias), n * own[B_N])
+                    partial = offset(values(work), 2 * count + own[AT])
                     if layout == CHANNELS_FIRST:
                         steps_first(
                             phase, first, last, own, eps, ox, os, ores, oy, om, slot, w, b, mean, rstd, partial,
