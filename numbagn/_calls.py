@@ -18,6 +18,7 @@ from ._operands import (
     dims_of,
     flat_of,
     kind_of,
+    launcher_of,
     parameter_gradients,
     runner,
     scratch_of,
@@ -62,6 +63,7 @@ class Plan(NamedTuple):
     work: int  # sizes of what is allocated for each call
     scratch: int
     gradients: int
+    launcher: int
 
 
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -95,7 +97,7 @@ def forward(
                 y.reshape(-1) if plan.plain else flat(y, plan.y_storage),
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
-                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
+                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
             )  # fmt: skip
             return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
 
@@ -121,9 +123,10 @@ def forward(
     kernel_arguments = (
         dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), values_of(w, p, 1.0),
         values_of(b, p, 0.0), NOTHING, work, scratch_of(p, share),
+        launcher_of(share["PARALLEL"]),
     )  # fmt: skip
-    kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), 0, p.activation, share["PARALLEL"])
-    kernel = runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
+    kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), 0, p.activation)
+    kernel = runner(kernel_of(kernel_arguments, *kinds), p, share["PARALLEL"])
     kernel(*kernel_arguments)
     mean, rstd = (p.in_shape(values) for values in work[: 2 * p.N * p.G].reshape(2, -1))
     if target is not y:
@@ -158,7 +161,7 @@ def backward(
                 plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                 plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
                 NOTHING, mean.reshape(-1), rstd.reshape(-1), work, gradients,
-                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
+                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
             )  # fmt: skip
             if plan.direct:
                 return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
@@ -197,13 +200,10 @@ def backward(
         kernel_arguments = (
             dims, flat_of(g, p), flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), flat_of(dr, p),
             values_of(w, p, 1.0), values_of(b, p, 0.0), NOTHING, m.reshape(-1), rs.reshape(-1), work, gradients,
-            scratch_of(p, share),
+            scratch_of(p, share), launcher_of(share["PARALLEL"]),
         )  # fmt: skip
-        kinds = (
-            layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation,
-            share["PARALLEL"],
-        )  # fmt: skip
-        kernel = runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
+        kinds = layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation
+        kernel = runner(kernel_of(kernel_arguments, *kinds), p, share["PARALLEL"])
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)
@@ -287,6 +287,7 @@ def _plan(
         bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
         len(shared) == 1 and all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
         values_of(None, p, 1.0), values_of(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
+        launcher_of(share["PARALLEL"]),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ._dtypes import STORED
 from ._loading import kernels
-from ._operands import dense, dims_of, flat_of, kind_of, runner, share_of, statistics_of, values_of
+from ._operands import dense, dims_of, flat_of, kind_of, launcher_of, runner, share_of, statistics_of, values_of
 from ._padded import Valid, clear_invalid, tables
 from ._problem import ACTIVATIONS, Problem
 from .kernels.geometry import FIELDS
@@ -47,10 +47,10 @@ def forward_valid(
     for dims, parallel, scratch in runs:
         arguments = (
             dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(y, p), values_of(w, p, 1.0),
-            values_of(b, p, 0.0), mask, work, np.empty(max(1, scratch), p.dtype.accumulator),
+            values_of(b, p, 0.0), mask, work, np.empty(max(1, scratch), p.dtype.accumulator), launcher_of(parallel),
         )  # fmt: skip
-        kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), kind, p.activation, parallel)
-        runner(kernel_of(arguments, *kinds), p, bool(parallel))(*arguments)
+        kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), kind, p.activation)
+        runner(kernel_of(arguments, *kinds), p, parallel)(*arguments)
     clear_invalid(y, p, v)
     mean, rstd = statistics_of(work, (p.N, p.G))
     for (n, part, own), (x, skip, residual) in zip(parts, cuts, strict=True):
@@ -94,7 +94,7 @@ def backward_valid(
         arguments = (
             dims, flat_of(dy, p), flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(dx, p), flat_of(dr, p),
             values_of(w, p, 1.0), values_of(b, p, 0.0), mask, m.reshape(-1), rs.reshape(-1), work, gradients,
-            np.empty(max(1, scratch), p.dtype.accumulator),
+            np.empty(max(1, scratch), p.dtype.accumulator), launcher_of(parallel),
         )  # fmt: skip
         kinds = (
             p.layout,
@@ -104,9 +104,8 @@ def backward_valid(
             kind_of(r),
             kind,
             p.activation,
-            parallel,
         )
-        runner(kernel_of(arguments, *kinds), p, bool(parallel))(*arguments)
+        runner(kernel_of(arguments, *kinds), p, parallel)(*arguments)
         for problem_dims in dims:
             begin = problem_dims[at]
             sums[:, problem_dims[sample]] = work[begin : begin + 2 * p.C].reshape(2, p.C)

@@ -59,7 +59,7 @@ at_fork(
 SOURCES = (
     "cache", "callees", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry",
     "moments", "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
-    "backward_last", "backward_rows", "inside", "links",
+    "backward_last", "backward_rows", "inside", "links", "sharing",
 )  # fmt: skip
 
 
@@ -83,12 +83,14 @@ def sources_digest(*others):
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") | 1
 
 
-def entry(make):
+def entry(make=None, *, parallel=False):
     """Turn a factory of kernels, whose parameters are all integers, into `kernel(arguments, *key)`.
 
     It gives the compiled kernel for the types of `arguments`, from the on-disk cache where that works.
-    `kernel.dispatcher(signature, *key)` gives Numba's dispatcher of it. The last of the key is `parallel`.
+    `kernel.dispatcher(signature, *key)` gives Numba's dispatcher of it.
     """
+    if make is None:
+        return functools.partial(entry, parallel=parallel)
     ready, dispatchers = {}, {}
 
     def dispatcher(signature, *key):
@@ -96,7 +98,7 @@ def entry(make):
             function = make(*key, sources_digest())
             # Numba names machine code by this and the types, and calls one for the other where names are the same
             function.__qualname__ += "_".join(["", *map(str, key)])
-            dispatchers[key, signature] = _compile(function, key[-1], signature)
+            dispatchers[key, signature] = _compile(function, parallel, signature)
         return dispatchers[key, signature]
 
     @functools.wraps(make)  # its name, for pickles
@@ -113,7 +115,7 @@ def entry(make):
 
 def _compile(function, parallel, signature):
     started = time.perf_counter()
-    jitted = njit(function, parallel=bool(parallel), **OPTIONS)
+    jitted = njit(function, parallel=parallel, **OPTIONS)
     if os.environ.get("NUMBAGN_CACHE", "1") == "0":
         jitted.compile(signature)
     else:
@@ -126,7 +128,7 @@ def _compile(function, parallel, signature):
         except Exception as fault:  # a disk that is full or cannot be written, a file like no other
             faults.append(fault)
         if not jitted.overloads:  # where only the writing of a file failed, the kernel is there
-            jitted = njit(function, parallel=bool(parallel), **OPTIONS)
+            jitted = njit(function, parallel=parallel, **OPTIONS)
             jitted.compile(signature)
         if faults:  # and not one of the compilation itself, which would have come again
             _tell_fault(faults[0])

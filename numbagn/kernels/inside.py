@@ -223,10 +223,11 @@ def _run(layout, activation, steps, sizes, x, y, w, b, eps):
     signature = (
         types.Array(types.int64, 2, "C"), types.float64, acc, types.none, types.none, acc, acc, acc,
         types.Array(types.uint8, 1, "C"), types.Array(types.float64, 1, "C"), acc,
+        types.int64,
     )  # fmt: skip
     channels_first = layout.value == CHANNELS_FIRST
     kind = STORED.index(str(x.dtype))
-    kernel = linked(forward_kernel, signature, layout.value, kind, -1, -1, 0, activation.value, 0)
+    kernel = linked(forward_kernel, signature, layout.value, kind, -1, -1, 0, activation.value)
 
     def shared_out(layout, activation, steps, sizes, x, y, w, b, eps):
         samples, channels, groups, positions = sizes
@@ -249,7 +250,7 @@ def _run(layout, activation, steps, sizes, x, y, w, b, eps):
         dims[PAST] = x.size * x.itemsize >= PAST_BYTES and not in_place
         sums = np.empty(2 * samples * groups * (1 + work[PARTS_AT]))
         scratch = np.empty(max(1, work[SLOT_AT]), x.dtype)
-        kernel((table, eps, x, None, None, y, w[0], b[0], np.zeros(1, np.uint8), sums, scratch))
+        kernel((table, eps, x, None, None, y, w[0], b[0], np.zeros(1, np.uint8), sums, scratch, 0))
 
     return shared_out
 
@@ -290,7 +291,7 @@ def _normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
 
 
 @entry
-def forward_call(first, activation, parallel, sources):
+def forward_call(first, activation, sources):
     """Make what compiled functions call: check, allocate, normalize. `first`: as for `normalize`."""
 
     def group_norm(x, num_groups, weight, bias, eps, channel_axis, out):
