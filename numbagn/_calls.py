@@ -28,7 +28,8 @@ from ._operands import (
     target_of,
     values_of,
 )  # fmt: skip
-from ._padded import NOTHING, valid_positions
+from ._padded import NOTHING, Valid, valid_positions
+from ._padding import Padding, padding_of, problems
 from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
 from ._rows import ROWS, rows
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
     scratch: int
     gradients: int
     launcher: int
+    padding: Padding | None = None  # where there are lengths
 
 
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -86,20 +88,24 @@ def forward(
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(forward, locals())
     key = None
-    if skip is None and residual is None and lengths is None and mask is None and type(eps) is float:
-        key = _key(eps, x, num_groups, weight, bias, channel_axis, activation, out)
+    if skip is None and residual is None and mask is None and type(eps) is float:
+        key = _key((eps, lengths is None), x, num_groups, weight, bias, channel_axis, activation, out)
         plan = _plans.get(key) if key is not None else None
         if plan is not None:
             y = plan.array_like(x) if out is None else out
+            dims: Array | None = plan.dims
             work = np.empty(plan.work)
-            plan.kernel(
-                plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
-                y.reshape(-1) if plan.plain else flat(y, plan.y_storage),
-                plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
-                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
-            )  # fmt: skip
-            return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
+            target = y.reshape(-1) if plan.plain else flat(y, plan.y_storage)
+            if plan.padding is not None:
+                dims = problems(plan.padding, plan.dims, lengths, target, work, plan.launcher)
+            if dims is not None:
+                plan.kernel(
+                    dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, target,
+                    plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
+                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
+                    np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
+                )  # fmt: skip
+                return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
 
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
@@ -113,6 +119,8 @@ def forward(
         mean, rstd = forward_valid(p, valid, w, b, s, r, target, forward)
         if target is not y:
             np.copyto(y, target)
+        elif key is not None and p.x is x:
+            _remember_padded(key, "forward", p, valid, y, weight, bias, X=x)
         return (y if out is None else out), mean, rstd
 
     kernel_of = kernels("forward").forward_kernel
@@ -144,9 +152,9 @@ def backward(
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(backward, locals())
     key = None
-    plain = skip is None and residual is None and lengths is None and mask is None
+    plain = skip is None and residual is None and mask is None
     if plain and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
-        kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype
+        kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype, lengths is None
         key = _key(kind, x, num_groups, weight, bias, channel_axis, activation, out, dy, mean, rstd)
         if key is not None and (dy.shape, dy.strides, dy.dtype, dy.flags.aligned) != (*key[1:4], True):
             key = None
@@ -154,18 +162,22 @@ def backward(
         if plan is not None:
             dx = plan.array_like(x) if out is None else out
             work, gradients = np.empty(plan.work), np.empty(plan.gradients, plan.weight.dtype)
-            plan.kernel(
-                plan.dims, dy.reshape(-1) if plan.plain else flat(dy, plan.storage),
-                x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
-                dx.reshape(-1) if plan.plain else flat(dx, plan.y_storage), None,
-                plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
-                NOTHING, mean.reshape(-1), rstd.reshape(-1), work, gradients,
-                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
-            )  # fmt: skip
-            if plan.direct:
-                return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
-            return dx, *parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
+            dims: Array | None = plan.dims
+            target = dx.reshape(-1) if plan.plain else flat(dx, plan.y_storage)
+            if plan.padding is not None:
+                dims = problems(plan.padding, plan.dims, lengths, target, work, plan.launcher)
+            if dims is not None:
+                plan.kernel(
+                    dims, dy.reshape(-1) if plan.plain else flat(dy, plan.storage),
+                    x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, target, None,
+                    plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
+                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
+                    NOTHING, mean.reshape(-1), rstd.reshape(-1), work, gradients,
+                    np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
+                )  # fmt: skip
+                if plan.direct:
+                    return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
+                return dx, *parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
 
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, 0.0, channel_axis, activation)
     weight, bias, residual = (  # whose shapes and dtypes their gradients have
@@ -185,10 +197,16 @@ def backward(
     if p.size:
         target, w, b = target_of(dx, p, w, b, (p.x, g, s, r), m, rs)
         arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
+    if any(a is not b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
+        key = None
     if p.size and valid is not None:
         work, gradients = backward_valid(p, valid, w, b, m, rs, arrays, backward)
         if target is not dx:
             np.copyto(dx, target)
+        elif key is not None and all(
+            v is None or v.ndim == 1 for v in (w, b)
+        ):  # gradients of samples would lie elsewhere
+            _remember_padded(key, "backward", p, valid, dx, weight, bias, X=x, DY=g)
     elif p.size:
         kernel_of = kernels("backward").backward_kernel
         layout = p.layout
@@ -207,7 +225,7 @@ def backward(
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)
-        elif key is not None and all(a is b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
+        elif key is not None:
             _remember(key, _plan(kernel, p, share, dims, work.size, dx, weight, bias))
     shared = p.parameter_shapes[0]
     results = (dx if out is None else out, *parameter_gradients(work, gradients, p.N, shared, weight, bias))
@@ -251,7 +269,7 @@ def _key(
             return None
         b_shape, b_dtype = bias.shape, bias.dtype
     if out is not None:
-        if not _ordinary(out):
+        if type(out) is not ndarray or not out.flags.behaved:
             return None
         for other in (x, dy, weight, bias, *others):
             # two arrays without a base have memory of their own: cheaper to know than `may_share_memory`
@@ -295,6 +313,17 @@ def _maker(p: Problem) -> Callable[[Array], Array]:
     """What makes a new result for arrays like p.x."""
     make: Callable[..., Array] = np.empty_like if p.size * p.result.itemsize < LEAST_BYTES else array_like
     return make if p.result == p.x.dtype else partial(make, dtype=p.result)
+
+
+def _remember_padded(
+    key: tuple[Any, ...], direction: str, p: Problem, valid: Valid, y: Array, weight: Array | None, bias: Array | None,
+    **arrays: Array,
+) -> None:  # fmt: skip
+    """Remember a call with lengths, where a kernel can make its problems."""
+    made = padding_of(direction, p, valid, weight, bias, y, **arrays)
+    if made is not None:
+        kernel, share, dims, work, padding = made
+        _remember(key, _plan(kernel, p, share, dims, work, y, weight, bias)._replace(padding=padding))
 
 
 def _remember(key: tuple[Any, ...], plan: Plan) -> None:

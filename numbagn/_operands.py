@@ -39,7 +39,7 @@ def shares(direction: str, *sizes: int) -> dict[str, int]:
     return share
 
 
-def runner(kernel: Callable[..., None], p: Problem, parallel: int) -> Callable[..., None]:
+def runner(kernel: Callable[..., Any], p: Problem, parallel: int) -> Callable[..., Any]:
     """What runs the kernel."""
     return patient(kernel, p.x.nbytes) if parallel else kernel
 

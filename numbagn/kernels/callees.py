@@ -11,7 +11,7 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
 
-__all__ = ["OPTIONS", "device", "inlined", "libraries"]
+__all__ = ["CALLEE", "OPTIONS", "device", "inlined", "libraries"]
 
 # No fastmath flag: see vectors; said in so many words, since what is compiled for a user's function inherits that
 # function's flags where it has none of its own. NumPy's error model: no test for zero at each division.
@@ -57,12 +57,10 @@ class _Compiler(CompilerBase):
         return [passes]
 
 
-def _callee(**options):
-    # never called from Python, and they allocate nothing
-    return njit(pipeline_class=_Compiler, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **options)
-
-
-device = _callee(**OPTIONS)
+# How callees are compiled: they are never called from Python.
+CALLEE = {"pipeline_class": _Compiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# Those of the kernels allocate nothing.
+device = njit(_nrt=False, **CALLEE, **OPTIONS)
 # What is called for each block, and from one place or two: a call of many arguments took as long as the work on a short
 # row (62 ns for four of them against 30 for 500 elements).
-inlined = _callee(**OPTIONS | {"forceinline": True})
+inlined = njit(_nrt=False, **CALLEE, **OPTIONS | {"forceinline": True})

@@ -59,7 +59,8 @@ at_fork(
 SOURCES = (
     "cache", "callees", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry",
     "moments", "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
-    "backward_last", "backward_rows", "inside", "links", "sharing",
+    "backward_last", "backward_rows", "inside", "links", "padding", "scheduled",
+    "sharing",
 )  # fmt: skip
 
 
@@ -78,7 +79,8 @@ def sources_digest(*others):
     closure and so of its key in the cache. Never 0.
     """
     text = b"".join(_text(__package__, f"{name}.py") for name in SOURCES)
-    for file in ("_dtypes.py", *others):  # the former has the numbers that kinds are known by
+    # the numbers that kinds are known by, and what work is shared out by
+    for file in ("_dtypes.py", "_schedule.py", *others):
         text += _text(PACKAGE, file)
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") | 1
 
@@ -87,7 +89,7 @@ def entry(make=None, *, parallel=False):
     """Turn a factory of kernels, whose parameters are all integers, into `kernel(arguments, *key)`.
 
     It gives the compiled kernel for the types of `arguments`, from the on-disk cache where that works.
-    `kernel.dispatcher(signature, *key)` gives Numba's dispatcher of it.
+    `kernel.dispatcher(signature, *key)` gives Numba's dispatcher of it; `kernel.ready` has those that were asked for.
     """
     if make is None:
         return functools.partial(entry, parallel=parallel)
@@ -109,7 +111,7 @@ def entry(make=None, *, parallel=False):
             ready[key] = overload.entry_point
         return ready[key]
 
-    kernel.dispatcher = dispatcher
+    kernel.dispatcher, kernel.ready = dispatcher, ready
     return kernel
 
 

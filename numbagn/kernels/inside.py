@@ -25,13 +25,10 @@ from .geometry import (
 )  # fmt: skip
 from .links import linked
 from .memory import line
+from .scheduled import WORK_FIELDS
 from .vectors import code
 
-for _function in (
-    walk, first_work, last_work, _schedule._parts, _schedule._width, _schedule._rows, _schedule._elements
-):  # fmt: skip
-    register_jitable(_function)
-WORK_FIELDS = tuple(map(FIELDS.index, _schedule.WORK))
+register_jitable(walk)
 PARTS_AT, SLOT_AT = map(_schedule.WORK.index, ("PARTS", "SLOT"))
 PAST_BYTES = _schedule.forward_past_bytes()
 # A stride larger than any.

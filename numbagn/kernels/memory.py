@@ -357,6 +357,7 @@ def _get(context, builder, sig, args):
     return builder.fpext(value, F64) if element == F32 else value
 
 
+@lower_builtin(operator.setitem, Pointer, types.int64, types.int64)
 @lower_builtin(operator.setitem, Pointer, types.int64, types.float64)
 def _set(context, builder, sig, args):
     element = ELEMENTS[sig.args[0].kind]
