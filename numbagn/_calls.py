@@ -29,7 +29,7 @@ from ._operands import (
     values_of,
 )  # fmt: skip
 from ._padded import NOTHING, Valid, valid_positions
-from ._padding import Padding, padding_of, problems
+from ._padding import Lengths, Masks, Problems, padding_of
 from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
 from ._rows import ROWS, rows
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     scratch: int
     gradients: int
     launcher: int
-    padding: Padding | None = None  # where there are lengths
+    padding: Lengths | Masks | None = None
 
 
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -88,21 +88,23 @@ def forward(
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(forward, locals())
     key = None
-    if skip is None and residual is None and mask is None and type(eps) is float:
-        key = _key((eps, lengths is None), x, num_groups, weight, bias, channel_axis, activation, out)
+    ordinary = skip is None and residual is None and (lengths is None or mask is None)
+    if ordinary and type(eps) is float:
+        key = _key((eps, lengths is None, mask is None), x, num_groups, weight, bias, channel_axis, activation, out)
         plan = _plans.get(key) if key is not None else None
         if plan is not None:
             y = plan.array_like(x) if out is None else out
-            dims: Array | None = plan.dims
+            problems: Problems = plan.dims, NOTHING
             work = np.empty(plan.work)
             target = y.reshape(-1) if plan.plain else flat(y, plan.y_storage)
             if plan.padding is not None:
-                dims = problems(plan.padding, plan.dims, lengths, target, work, plan.launcher)
-            if dims is not None:
+                problems = plan.padding.problems(plan.dims, lengths, mask, target, work, plan.launcher)
+            if problems is not None:
+                dims, flags = problems
                 plan.kernel(
                     dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, target,
                     plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
+                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), flags, work,
                     np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
                 )  # fmt: skip
                 return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
@@ -119,7 +121,7 @@ def forward(
         mean, rstd = forward_valid(p, valid, w, b, s, r, target, forward)
         if target is not y:
             np.copyto(y, target)
-        elif key is not None and p.x is x:
+        elif key is not None and p.x is x and (valid.mask is None) == (mask is None):
             _remember_padded(key, "forward", p, valid, y, weight, bias, X=x)
         return (y if out is None else out), mean, rstd
 
@@ -152,9 +154,9 @@ def backward(
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(backward, locals())
     key = None
-    plain = skip is None and residual is None and mask is None
-    if plain and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
-        kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype, lengths is None
+    ordinary = skip is None and residual is None and (lengths is None or mask is None)
+    if ordinary and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
+        kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype, lengths is None, mask is None
         key = _key(kind, x, num_groups, weight, bias, channel_axis, activation, out, dy, mean, rstd)
         if key is not None and (dy.shape, dy.strides, dy.dtype, dy.flags.aligned) != (*key[1:4], True):
             key = None
@@ -162,17 +164,18 @@ def backward(
         if plan is not None:
             dx = plan.array_like(x) if out is None else out
             work, gradients = np.empty(plan.work), np.empty(plan.gradients, plan.weight.dtype)
-            dims: Array | None = plan.dims
+            problems: Problems = plan.dims, NOTHING
             target = dx.reshape(-1) if plan.plain else flat(dx, plan.y_storage)
             if plan.padding is not None:
-                dims = problems(plan.padding, plan.dims, lengths, target, work, plan.launcher)
-            if dims is not None:
+                problems = plan.padding.problems(plan.dims, lengths, mask, target, work, plan.launcher)
+            if problems is not None:
+                dims, flags = problems
                 plan.kernel(
                     dims, dy.reshape(-1) if plan.plain else flat(dy, plan.storage),
                     x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, target, None,
                     plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
                     plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
-                    NOTHING, mean.reshape(-1), rstd.reshape(-1), work, gradients,
+                    flags, mean.reshape(-1), rstd.reshape(-1), work, gradients,
                     np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
                 )  # fmt: skip
                 if plan.direct:
@@ -210,7 +213,7 @@ def backward(
     elif p.size:
         kernel_of = kernels("backward").backward_kernel
         layout = p.layout
-        if layout == CHANNELS_FIRST and p.S == 1 and all(v is None or v.ndim == 1 for v in (w, b)):
+        if layout == CHANNELS_FIRST and p.S == 1 and _shared(w, b):
             layout = SINGLE_POSITION
         share = share_of("backward", p, layout, **arrays)
         dims = dims_of(p, share, w, b, **arrays)
@@ -236,6 +239,11 @@ def backward(
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
+
+
+def _shared(*parameters: Array | None) -> bool:
+    """Whether all samples share the parameters; gradients of others lie elsewhere."""
+    return all(v is None or v.ndim == 1 for v in parameters)
 
 
 def _ordinary(array: Any) -> bool:
@@ -319,7 +327,7 @@ def _remember_padded(
     key: tuple[Any, ...], direction: str, p: Problem, valid: Valid, y: Array, weight: Array | None, bias: Array | None,
     **arrays: Array,
 ) -> None:  # fmt: skip
-    """Remember a call with lengths, where a kernel can make its problems."""
+    """Remember a call with lengths or a mask, where a kernel can make its problems."""
     made = padding_of(direction, p, valid, weight, bias, y, **arrays)
     if made is not None:
         kernel, share, dims, work, padding = made

@@ -1,4 +1,4 @@
-"""Calls with lengths whose like has come before: what they give is what the first gave, whatever the lengths."""
+"""Calls with lengths or a mask whose like has come before: what they give is what the first gave, whatever is valid."""
 
 import numpy as np
 import pytest
@@ -52,6 +52,31 @@ def test_repeated_calls_give_the_bits_of_first_ones(arrays, one_thread, dtype, l
         for given in (lengths, np.array(lengths, np.int32), np.array(lengths)[::-1][::-1]):
             assert all(map(same_bits, padded(x, dy, weight, bias, given), first))
         assert not any(first[0][n, :, length:].any() for n, length in enumerate(lengths))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(3, 6, 20), (3, 6, 5), (3, 96, 5, 4)])  # each kind of mask of the kernels
+def test_repeated_calls_with_a_mask(rng, one_thread, shape, layout):
+    x, dy = (in_layout(normal(rng, shape, np.float32), layout) for _ in range(2))
+    positions = (1, *shape[2:])
+
+    def masked(mask, x=x, dy=dy):
+        y, mean, rstd = numbagn.group_norm_forward(x, 3, mask=mask)
+        return y, mean, rstd, *numbagn.group_norm_backward(dy, x, mean, rstd, 3, mask=mask)
+
+    some = rng.random((3, *positions)) < 0.4
+    some[:, 0, 0] = True
+    none = some.copy()
+    none[1] = False
+    for mask in (some, np.ones_like(some), none, some[:1], some[0], some[..., ::-1], np.zeros_like(some)):
+        _calls.forget_plans()
+        first = masked(mask)
+        masked(some)
+        assert sum(plan.padding is not None for plan in _calls._plans.values()) == 2
+        assert all(map(same_bits, masked(mask), first))
+    for error, mask in ((ValueError, some[:2]), (ValueError, np.repeat(some, 6, axis=1)), (TypeError, some * 1)):
+        with pytest.raises(error, match="mask must"):
+            masked(mask)
 
 
 def test_repeated_calls_of_several_threads(arrays, rng, monkeypatch):

@@ -1,12 +1,14 @@
-"""What padded batches need besides their kernel: a table for each sample's problem, and zeros in the padding."""
+"""What padded batches need besides their kernel: the table of each sample's problem, and zeros in the padding."""
 
 from .._dtypes import RESULT_KINDS
 from .._schedule import backward_first_work, backward_last_work, first_work, last_work
 from .callees import device, inlined
 from .compiled import entry
 from .geometry import (
-    AT, C, CHANNELS_FIRST, DENSE, FEW_POSITIONS, FIELD_COUNT, G, N, PARTS, S, SAMPLE, SLOTS, VALID, Y_N, Y_R
+    AT, C, CHANNELS_FIRST, DENSE, FEW_POSITIONS, FIELD_COUNT, G, MASK_N, N, PARTS, S, SAMPLE, SLOTS, SPOT_0, VALID, Y_N,
+    Y_R,
 )  # fmt: skip
+from .masks import is_valid, mask_pointer
 from .memory import lanes, offset, pointer, splat, store, values
 from .scheduled import WORK_FIELDS
 from .sharing import run_tasks
@@ -48,7 +50,7 @@ def clear_task(t, clear_rows, tasks, dims, lengths, per, py):
 
 
 @entry
-def padding_kernel(backward, layout, itemsize, x_kind, sources):
+def lengths_kernel(backward, layout, itemsize, x_kind, sources):
     """Make the kernel that prepares a call of the forward or the backward kernel with `lengths`.
 
     Of `per` positions for each of a length, those behind a sample's become zero in y. For the others `tables` gets a
@@ -99,3 +101,37 @@ def padding_kernel(backward, layout, itemsize, x_kind, sources):
         return problems
 
     return padding
+
+
+@entry
+def masks_kernel(sums, sources):
+    """Make the kernel that prepares a call with a mask, of which `flags` has position after position of each sample.
+
+    `tables` gets a problem for each sample, from that of any of them in `model`; a problem has `sums` sums a part. It
+    gives the number of problems, or 0 if a sample has no valid position.
+    """
+
+    def masks(model, flags, step, tables):
+        if sources == 0:
+            return 0
+        one, mask = values(model), mask_pointer(flags, 1)
+        for n in range(tables.shape[0]):
+            table, first, valid = offset(values(tables), n * FIELD_COUNT), n * one[MASK_N], 0
+            for field in range(FIELD_COUNT):
+                table[field] = one[field]
+            for i in range(first, first + one[S] * step, step):
+                valid += is_valid(mask, i)
+            if valid == 0:
+                return 0
+            table[SAMPLE], table[AT], table[VALID] = n, n * sums * one[PARTS], valid
+            # four positions spread over the valid ones
+            at, seen = 0, 0
+            for position in range(one[S]):
+                if is_valid(mask, first + position * step):
+                    while at < 4 and seen == valid * (2 * at + 1) // 8:
+                        table[SPOT_0 + at] = position
+                        at += 1
+                    seen += 1
+        return tables.shape[0]
+
+    return masks
