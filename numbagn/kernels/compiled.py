@@ -14,7 +14,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.extending import overload
 
 from .._threads import at_fork
-from .callees import OPTIONS
+from .callees import CALLEE, OPTIONS
 from .formulas import ACTIVATIONS
 from .vectors import Code
 
@@ -44,8 +44,8 @@ def _chosen_by_code(column, without):
     return implementation
 
 
-overload(activate)(_chosen_by_code(0, lambda z, activation: z))
-overload(slope)(_chosen_by_code(1, lambda z, activation: 1.0))
+overload(activate, jit_options=CALLEE)(_chosen_by_code(0, lambda z, activation: z))
+overload(slope, jit_options=CALLEE)(_chosen_by_code(1, lambda z, activation: 1.0))
 
 # ------------------------------------------------------------------------------------------------------ entry points
 

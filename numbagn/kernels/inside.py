@@ -17,6 +17,7 @@ from .. import _schedule
 from .._dtypes import STORED
 from .._problem import walk
 from .._schedule import first_work, last_work
+from .callees import CALLEE
 from .compiled import entry
 from .forward import forward_kernel
 from .geometry import (
@@ -28,7 +29,8 @@ from .memory import line
 from .scheduled import WORK_FIELDS
 from .vectors import code
 
-register_jitable(walk)
+jitable = register_jitable(**CALLEE)
+jitable(walk)
 PARTS_AT, SLOT_AT = map(_schedule.WORK.index, ("PARTS", "SLOT"))
 PAST_BYTES = _schedule.forward_past_bytes()
 # A stride larger than any.
@@ -37,14 +39,14 @@ OUTERMOST = 1 << 62
 # ------------------------------------------------------------------------------------------------------ memory layouts
 
 
-@register_jitable
+@jitable
 def outside(strides, a, b):
     """Whether axis `a` comes before axis `b` in memory."""
     sa, sb = abs(strides[a]), abs(strides[b])
     return sa > sb or (sa == sb and a < b)
 
 
-@register_jitable
+@jitable
 def dense_strides(shape, strides, itemsize):
     """The strides of `numpy.empty_like`: without gaps, the axes in the order in memory that `strides` has."""
     result = strides
@@ -57,7 +59,7 @@ def dense_strides(shape, strides, itemsize):
     return result
 
 
-@register_jitable
+@jitable
 def channels_first_strides(shape, strides, itemsize, axis):
     """Strides without gaps, the axes in the order samples, channels, positions."""
     order = strides
@@ -67,7 +69,7 @@ def channels_first_strides(shape, strides, itemsize, axis):
     return dense_strides(shape, order, itemsize)
 
 
-@register_jitable
+@jitable
 def steps_like(shape, strides, itemsize, axis, layout, model):
     """(whether there are any, sample step, row step) as of `_problem.walk`, spatial axes in the order of `model`."""
     # one axis more, of one position, so that there is one
@@ -83,7 +85,7 @@ def steps_like(shape, strides, itemsize, axis, layout, model):
     return walk((*shape, 1), (*strides, itemsize), itemsize, axis, order, layout)
 
 
-@register_jitable
+@jitable
 def described(shape, strides, itemsize, axis):
     """(layout, sample step, row step) as of `_problem.layout_of`; layout -1 where no kernel can walk the memory."""
     for layout in (CHANNELS_FIRST, CHANNELS_LAST):
@@ -93,14 +95,14 @@ def described(shape, strides, itemsize, axis):
     return -1, 0, 0
 
 
-@register_jitable
+@jitable
 def copy(to, array):
     """Copy element by element. ``to[...] = array`` took three seconds to compile, for its error message."""
     for index in np.ndindex(to.shape):
         to[index] = array[index]
 
 
-@register_jitable
+@jitable
 def walkable(x, axis):
     """(line, strides, layout, sample step, row step) of x, or of a copy where no kernel can walk its memory.
 
@@ -130,7 +132,7 @@ def misfit(value, samples, channels):
     """Whether a parameter has another shape than (C,) or (N, C)."""
 
 
-@overload(misfit)
+@overload(misfit, jit_options=CALLEE)
 def _misfit(value, samples, channels):
     if value == types.none:
         return lambda value, samples, channels: False
@@ -143,7 +145,7 @@ def parameter(value, default, x, channels, out):
     """(values in x's dtype, step from sample to sample, from channel to channel); copied where `out` may overlap."""
 
 
-@overload(parameter)
+@overload(parameter, jit_options=CALLEE)
 def _parameter(value, default, x, channels, out):
     if value == types.none:
         return lambda value, default, x, channels, out: (np.full(1, default, x.dtype), 0, 0)
@@ -163,7 +165,7 @@ def result(x, out):
     """`out`, or a new array like x."""
 
 
-@overload(result)
+@overload(result, jit_options=CALLEE)
 def _result(x, out):
     if out == types.none:
         if x.layout in "CF":
@@ -184,7 +186,7 @@ def writable(x, out):
     """Whether a kernel may write to the result: it lies as a new one would, and in nothing's way but as x itself."""
 
 
-@overload(writable)
+@overload(writable, jit_options=CALLEE)
 def _writable(x, out):
     if out == types.none:
         return lambda x, out: True
@@ -214,7 +216,7 @@ def run(layout, activation, steps, sizes, x, y, w, b, eps):
     """
 
 
-@overload(run)
+@overload(run, jit_options=CALLEE)
 def _run(layout, activation, steps, sizes, x, y, w, b, eps):
     acc = types.Array(x.dtype, 1, "C")
     signature = (
@@ -256,7 +258,7 @@ def normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
     """Find the memory layout and run; `first` is not 0 where the type of x tells it."""
 
 
-@overload(normalize)
+@overload(normalize, jit_options=CALLEE)
 def _normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
     if first.value:
 
