@@ -18,26 +18,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def forward_valid(
-    p: Problem,
-    v: Valid,
-    w: Array | None,
-    b: Array | None,
-    s: Array | None,
-    r: Array | None,
-    y: Array,
+    p: Problem, v: Valid, w: Array | None, b: Array | None, s: Array | None, r: Array | None, y: Array,
     again: Callable[..., Any],
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array]:  # fmt: skip
     """Fill y, and give mean and rstd; both are 0 where nothing is valid. `again` is `_calls.forward`."""
     kernel_of = kernels("forward").forward_kernel
     arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": y}
-    runs, size, kind, mask = tables(
-        "forward",
-        p,
-        v,
-        dims_of(p, share_of("forward", p, p.layout, **arrays), w, b, **arrays),
-        dense(p, **arrays),
-        2 * p.G,
-    )
+    common = dims_of(p, share_of("forward", p, p.layout, **arrays), w, b, **arrays)
+    runs, size, kind, mask = tables("forward", p, v, common, dense(p, **arrays), 2 * p.G)
     count = p.N * p.G
     work = np.empty(2 * count + size)
     work[: 2 * count] = 0.0
@@ -49,7 +37,7 @@ def forward_valid(
             dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(y, p), values_of(w, p, 1.0),
             values_of(b, p, 0.0), mask, work, np.empty(max(1, scratch), p.dtype.accumulator), launcher_of(parallel),
         )  # fmt: skip
-        kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), kind, p.activation)
+        kinds = p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), kind, p.activation
         runner(kernel_of(arguments, *kinds), p, parallel)(*arguments)
     clear_invalid(y, p, v)
     mean, rstd = statistics_of(work, (p.N, p.G))
@@ -62,28 +50,16 @@ def forward_valid(
 
 
 def backward_valid(
-    p: Problem,
-    v: Valid,
-    w: Array | None,
-    b: Array | None,
-    m: Array,
-    rs: Array,
-    arrays: dict[str, Array | None],
+    p: Problem, v: Valid, w: Array | None, b: Array | None, m: Array, rs: Array, arrays: dict[str, Array | None],
     again: Callable[..., Any],
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array]:  # fmt: skip
     """Fill dx and dresidual, and give what `parameter_gradients` takes. `again` is `_calls.backward`."""
     kernel_of = kernels("backward").backward_kernel
     dy, s, r, dx, dr = (arrays[name] for name in ("DY", "SKIP", "RES", "Y", "DRES"))
     assert dx is not None
     assert dy is not None
-    runs, size, kind, mask = tables(
-        "backward",
-        p,
-        v,
-        dims_of(p, share_of("backward", p, p.layout, **arrays), w, b, **arrays),
-        dense(p, **arrays),
-        2 * p.C,
-    )
+    common = dims_of(p, share_of("backward", p, p.layout, **arrays), w, b, **arrays)
+    runs, size, kind, mask = tables("backward", p, v, common, dense(p, **arrays), 2 * p.C)
     work = np.empty(size + 3 * p.N * p.G + 2 * p.C)
     gradients = np.empty(2 * p.C, p.dtype.accumulator)
     parts = [(n, *part_of(p, v, n)) for n in v.apart]
@@ -96,15 +72,7 @@ def backward_valid(
             values_of(w, p, 1.0), values_of(b, p, 0.0), mask, m.reshape(-1), rs.reshape(-1), work, gradients,
             np.empty(max(1, scratch), p.dtype.accumulator), launcher_of(parallel),
         )  # fmt: skip
-        kinds = (
-            p.layout,
-            STORED.index(p.dtype.name),
-            kind_of(dy),
-            kind_of(s),
-            kind_of(r),
-            kind,
-            p.activation,
-        )
+        kinds = p.layout, STORED.index(p.dtype.name), kind_of(dy), kind_of(s), kind_of(r), kind, p.activation
         runner(kernel_of(arguments, *kinds), p, parallel)(*arguments)
         for problem_dims in dims:
             begin = problem_dims[at]
