@@ -18,6 +18,7 @@ from ._operands import (
     dims_of,
     flat_of,
     kind_of,
+    launcher_of,
     parameter_gradients,
     runner,
     scratch_of,
@@ -27,7 +28,8 @@ from ._operands import (
     target_of,
     values_of,
 )  # fmt: skip
-from ._padded import NOTHING, valid_positions
+from ._padded import NOTHING, Valid, valid_positions
+from ._padding import Lengths, Masks, Problems, padding_of
 from ._problem import Problem, operand, output, parameter, problem, statistics
 from ._recycling import LEAST_BYTES, array_like
 from ._rows import ROWS, rows
@@ -62,6 +64,8 @@ class Plan(NamedTuple):
     work: int  # sizes of what is allocated for each call
     scratch: int
     gradients: int
+    launcher: int
+    padding: Lengths | Masks | None = None
 
 
 _plans: dict[tuple[Any, ...], Plan] = {}
@@ -84,20 +88,26 @@ def forward(
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(forward, locals())
     key = None
-    if skip is None and residual is None and lengths is None and mask is None and type(eps) is float:
-        key = _key(eps, x, num_groups, weight, bias, channel_axis, activation, out)
+    ordinary = skip is None and residual is None and (lengths is None or mask is None)
+    if ordinary and type(eps) is float:
+        key = _key((eps, lengths is None, mask is None), x, num_groups, weight, bias, channel_axis, activation, out)
         plan = _plans.get(key) if key is not None else None
         if plan is not None:
             y = plan.array_like(x) if out is None else out
+            problems: Problems = plan.dims, NOTHING
             work = np.empty(plan.work)
-            plan.kernel(
-                plan.dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
-                y.reshape(-1) if plan.plain else flat(y, plan.y_storage),
-                plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), NOTHING, work,
-                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
-            )  # fmt: skip
-            return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
+            target = y.reshape(-1) if plan.plain else flat(y, plan.y_storage)
+            if plan.padding is not None:
+                problems = plan.padding.problems(plan.dims, lengths, mask, target, work, plan.launcher)
+            if problems is not None:
+                dims, flags = problems
+                plan.kernel(
+                    dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, target,
+                    plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
+                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), flags, work,
+                    np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
+                )  # fmt: skip
+                return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
 
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
@@ -111,6 +121,8 @@ def forward(
         mean, rstd = forward_valid(p, valid, w, b, s, r, target, forward)
         if target is not y:
             np.copyto(y, target)
+        elif key is not None and p.x is x and (valid.mask is None) == (mask is None):
+            _remember_padded(key, "forward", p, valid, y, weight, bias, X=x)
         return (y if out is None else out), mean, rstd
 
     kernel_of = kernels("forward").forward_kernel
@@ -121,9 +133,10 @@ def forward(
     kernel_arguments = (
         dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), values_of(w, p, 1.0),
         values_of(b, p, 0.0), NOTHING, work, scratch_of(p, share),
+        launcher_of(share["PARALLEL"]),
     )  # fmt: skip
-    kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), 0, p.activation, share["PARALLEL"])
-    kernel = runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
+    kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), 0, p.activation)
+    kernel = runner(kernel_of(kernel_arguments, *kinds), p, share["PARALLEL"])
     kernel(*kernel_arguments)
     mean, rstd = (p.in_shape(values) for values in work[: 2 * p.N * p.G].reshape(2, -1))
     if target is not y:
@@ -141,9 +154,9 @@ def backward(
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(backward, locals())
     key = None
-    plain = skip is None and residual is None and lengths is None and mask is None
-    if plain and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
-        kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype
+    ordinary = skip is None and residual is None and (lengths is None or mask is None)
+    if ordinary and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
+        kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype, lengths is None, mask is None
         key = _key(kind, x, num_groups, weight, bias, channel_axis, activation, out, dy, mean, rstd)
         if key is not None and (dy.shape, dy.strides, dy.dtype, dy.flags.aligned) != (*key[1:4], True):
             key = None
@@ -151,18 +164,23 @@ def backward(
         if plan is not None:
             dx = plan.array_like(x) if out is None else out
             work, gradients = np.empty(plan.work), np.empty(plan.gradients, plan.weight.dtype)
-            plan.kernel(
-                plan.dims, dy.reshape(-1) if plan.plain else flat(dy, plan.storage),
-                x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
-                dx.reshape(-1) if plan.plain else flat(dx, plan.y_storage), None,
-                plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
-                NOTHING, mean.reshape(-1), rstd.reshape(-1), work, gradients,
-                np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight,
-            )  # fmt: skip
-            if plan.direct:
-                return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
-            return dx, *parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
+            problems: Problems = plan.dims, NOTHING
+            target = dx.reshape(-1) if plan.plain else flat(dx, plan.y_storage)
+            if plan.padding is not None:
+                problems = plan.padding.problems(plan.dims, lengths, mask, target, work, plan.launcher)
+            if problems is not None:
+                dims, flags = problems
+                plan.kernel(
+                    dims, dy.reshape(-1) if plan.plain else flat(dy, plan.storage),
+                    x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, target, None,
+                    plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
+                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
+                    flags, mean.reshape(-1), rstd.reshape(-1), work, gradients,
+                    np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
+                )  # fmt: skip
+                if plan.direct:
+                    return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
+                return dx, *parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
 
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, 0.0, channel_axis, activation)
     weight, bias, residual = (  # whose shapes and dtypes their gradients have
@@ -182,14 +200,20 @@ def backward(
     if p.size:
         target, w, b = target_of(dx, p, w, b, (p.x, g, s, r), m, rs)
         arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
+    if any(a is not b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
+        key = None
     if p.size and valid is not None:
         work, gradients = backward_valid(p, valid, w, b, m, rs, arrays, backward)
         if target is not dx:
             np.copyto(dx, target)
+        elif key is not None and all(
+            v is None or v.ndim == 1 for v in (w, b)
+        ):  # gradients of samples would lie elsewhere
+            _remember_padded(key, "backward", p, valid, dx, weight, bias, X=x, DY=g)
     elif p.size:
         kernel_of = kernels("backward").backward_kernel
         layout = p.layout
-        if layout == CHANNELS_FIRST and p.S == 1 and all(v is None or v.ndim == 1 for v in (w, b)):
+        if layout == CHANNELS_FIRST and p.S == 1 and _shared(w, b):
             layout = SINGLE_POSITION
         share = share_of("backward", p, layout, **arrays)
         dims = dims_of(p, share, w, b, **arrays)
@@ -197,17 +221,14 @@ def backward(
         kernel_arguments = (
             dims, flat_of(g, p), flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), flat_of(dr, p),
             values_of(w, p, 1.0), values_of(b, p, 0.0), NOTHING, m.reshape(-1), rs.reshape(-1), work, gradients,
-            scratch_of(p, share),
+            scratch_of(p, share), launcher_of(share["PARALLEL"]),
         )  # fmt: skip
-        kinds = (
-            layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation,
-            share["PARALLEL"],
-        )  # fmt: skip
-        kernel = runner(kernel_of(kernel_arguments, *kinds), p, bool(share["PARALLEL"]))
+        kinds = layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation
+        kernel = runner(kernel_of(kernel_arguments, *kinds), p, share["PARALLEL"])
         kernel(*kernel_arguments)
         if target is not dx:
             np.copyto(dx, target)
-        elif key is not None and all(a is b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
+        elif key is not None:
             _remember(key, _plan(kernel, p, share, dims, work.size, dx, weight, bias))
     shared = p.parameter_shapes[0]
     results = (dx if out is None else out, *parameter_gradients(work, gradients, p.N, shared, weight, bias))
@@ -218,6 +239,11 @@ def backward(
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
+
+
+def _shared(*parameters: Array | None) -> bool:
+    """Whether all samples share the parameters; gradients of others lie elsewhere."""
+    return all(v is None or v.ndim == 1 for v in parameters)
 
 
 def _ordinary(array: Any) -> bool:
@@ -251,7 +277,7 @@ def _key(
             return None
         b_shape, b_dtype = bias.shape, bias.dtype
     if out is not None:
-        if not _ordinary(out):
+        if type(out) is not ndarray or not out.flags.behaved:
             return None
         for other in (x, dy, weight, bias, *others):
             # two arrays without a base have memory of their own: cheaper to know than `may_share_memory`
@@ -287,6 +313,7 @@ def _plan(
         bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
         len(shared) == 1 and all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
         values_of(None, p, 1.0), values_of(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
+        launcher_of(share["PARALLEL"]),
     )  # fmt: skip
 
 
@@ -294,6 +321,17 @@ def _maker(p: Problem) -> Callable[[Array], Array]:
     """What makes a new result for arrays like p.x."""
     make: Callable[..., Array] = np.empty_like if p.size * p.result.itemsize < LEAST_BYTES else array_like
     return make if p.result == p.x.dtype else partial(make, dtype=p.result)
+
+
+def _remember_padded(
+    key: tuple[Any, ...], direction: str, p: Problem, valid: Valid, y: Array, weight: Array | None, bias: Array | None,
+    **arrays: Array,
+) -> None:  # fmt: skip
+    """Remember a call with lengths or a mask, where a kernel can make its problems."""
+    made = padding_of(direction, p, valid, weight, bias, y, **arrays)
+    if made is not None:
+        kernel, share, dims, work, padding = made
+        _remember(key, _plan(kernel, p, share, dims, work, y, weight, bias)._replace(padding=padding))
 
 
 def _remember(key: tuple[Any, ...], plan: Plan) -> None:

@@ -76,7 +76,7 @@ def _group_norm(
     first = int(x.layout == "C" and getattr(channel_axis, "value", channel_axis) == 1 and not _given(out))
     weight, bias, out = (kind if _given(kind) else types.none for kind in (weight, bias, out))
     signature = x, types.int64, weight, bias, types.float64, types.int64, out
-    forward = linked(forward_call, signature, first, ACTIVATIONS.index(function), 0)
+    forward = linked(forward_call, signature, first, ACTIVATIONS.index(function))
 
     def call(
         x: Any, num_groups: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, channel_axis: Any = 1,

@@ -10,13 +10,14 @@ import numpy as np
 from . import _schedule
 from ._arrays import flat
 from ._dtypes import STORED
+from ._loading import kernels
 from ._problem import Problem
 from ._threads import patient
 from .kernels.geometry import FIELDS
 
 __all__ = [
-    "dense", "dims_of", "flat_of", "kind_of", "parameter_gradients", "runner", "scratch_of", "share_of", "shares",
-    "statistics_of", "target_of", "values_of",
+    "dense", "dims_of", "flat_of", "kind_of", "launcher_of", "parameter_gradients", "runner", "scratch_of", "share_of",
+    "shares", "statistics_of", "target_of", "values_of",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,9 +39,14 @@ def shares(direction: str, *sizes: int) -> dict[str, int]:
     return share
 
 
-def runner(kernel: Callable[..., None], p: Problem, parallel: bool) -> Callable[..., None]:
+def runner(kernel: Callable[..., Any], p: Problem, parallel: int) -> Callable[..., Any]:
     """What runs the kernel."""
     return patient(kernel, p.x.nbytes) if parallel else kernel
+
+
+def launcher_of(parallel: int) -> int:
+    """What kernels share out their tasks by; 0: by nothing, one thread runs them all."""
+    return kernels("sharing").launcher() if parallel else 0
 
 
 def target_of(

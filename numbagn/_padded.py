@@ -38,6 +38,7 @@ class Valid(NamedTuple):
     lengths: Array | None  # (N,) where they are the first of the first spatial axis
     mask: Array | None  # (N, S) of bool, positions in the order they have in memory, else
     apart: tuple[int, ...]  # samples that no kernel can read where they lie
+    most: int = 0  # the largest length that x has room for; 0 where there are no lengths
 
 
 class Table(NamedTuple):
@@ -70,7 +71,7 @@ def valid_positions(lengths: Any, mask: Any, p: Problem) -> Valid:
         # alone, channels with few positions have no gaps, and what has one position has loops of its own
         few = FEW_POSITIONS if p.layout == CHANNELS_FIRST else 2
         apart = [i for i in range(p.N) if counts[i] == 1 or (p.C > 1 and 0 < counts[i] < min(few, p.S))]
-        return Valid(counts, n, None, tuple(apart))
+        return Valid(counts, n, None, tuple(apart), p.shape[spatial[0]])
     assert flags is not None
     shape = [size if axis != p.channel_axis else 1 for axis, size in enumerate(p.shape)]
     order = (0, *p.order, p.channel_axis)

@@ -13,7 +13,10 @@ from pathlib import Path
 from ._threads import limit
 from .kernels.geometry import CHANNELS_LAST, FEW_CHANNELS, SINGLE_POSITION
 
-__all__ = ["backward", "cache_bytes", "first_work", "forward", "forward_past_bytes", "last_work"]
+__all__ = [
+    "backward", "backward_first_work", "backward_last_work", "cache_bytes", "first_work", "forward",
+    "forward_past_bytes", "last_work",
+]  # fmt: skip
 
 # Elements of one part: enough that its own cost is hidden (a call and a few float64 operations), few enough that a
 # block of some MiB feeds all threads. 16384 to 65536 measured the same.
@@ -51,7 +54,7 @@ SAMPLE_UNITS, SAMPLES_IN_UNIT = 32, 32
 # Elements of a piece of a row there, and of the longest sample that is walked whole: the second look at x and dy finds
 # them in a cache.
 ROW_PIECE, WHOLE_SAMPLE = 4096, 32768
-# What the shapes alone decide, as `first_work` and `last_work` give it.
+# What the shapes alone decide, as the four functions named `..._work` give it.
 WORK = "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "ROW", "DENSE", "PITCH", "SLOT"
 # Tables of scratch, each PITCH values for a task: see the kernels.
 FORWARD_TABLES_LAST, BACKWARD_TABLES_LAST, TABLES_FIRST = 6, 9, 2
@@ -151,26 +154,32 @@ def forward_past_bytes() -> float:
     return past_bytes(FORWARD_PAST_SHARE, SHARED_CACHE_PAST_BYTES)
 
 
+def backward_first_work(N: int, C: int, G: int, S: int, itemsize: int, dense: bool) -> tuple[int, ...]:
+    """The backward pass, channels first, the numbers named in WORK."""
+    part, parts = _parts(S, PART_ELEMENTS)
+    run, pieces = _parts(C // G * S, PART_ELEMENTS)
+    pitch = _elements(C, S, _width(itemsize))
+    sums = 1 if S == 1 else C // G * parts
+    return N * G, part, parts, sums, run, pieces, 0, int(dense), pitch, TABLES_FIRST * pitch
+
+
+def backward_last_work(N: int, C: int, S: int, itemsize: int, dense: bool) -> tuple[int, ...]:
+    """Channels last, the same."""
+    row, pitch, part, parts = _rows(C, S, _width(itemsize), BACKWARD_PART_POSITIONS)
+    return N, part, parts, parts, part, parts, row, int(dense), pitch, BACKWARD_TABLES_LAST * pitch
+
+
 def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool) -> dict[str, int]:
     """Shares of the backward pass, and WORK, the float64 values its kernel works on."""
-    D, width, nbytes = C // G, _width(itemsize), N * C * S * itemsize
+    nbytes = N * C * S * itemsize
     past = int(nbytes >= past_bytes(BACKWARD_PAST_SHARE, SHARED_CACHE_PAST_BYTES))
     if layout == SINGLE_POSITION:
-        return _samples(N, C, G, width, 2 * nbytes) | {"PAST": past}
+        return _samples(N, C, G, _width(itemsize), 2 * nbytes) | {"PAST": past}
     if layout == CHANNELS_LAST:
-        row, pitch, part, parts = _rows(C, S, width, BACKWARD_PART_POSITIONS)
-        work = {
-            "UNITS": N, "PART": part, "PARTS": parts, "SUMS": parts, "RUN": part, "PIECES": parts, "ROW": row,
-            "DENSE": int(dense), "PITCH": pitch, "SLOT": BACKWARD_TABLES_LAST * pitch,
-        }  # fmt: skip
+        numbers = backward_last_work(N, C, S, itemsize, dense)
     else:
-        part, parts = _parts(S, PART_ELEMENTS)
-        run, pieces = _parts(D * S, PART_ELEMENTS)
-        pitch = _elements(C, S, width)
-        work = {
-            "UNITS": N * G, "PART": part, "PARTS": parts, "SUMS": 1 if S == 1 else D * parts,
-            "RUN": run, "PIECES": pieces, "PITCH": pitch, "SLOT": TABLES_FIRST * pitch, "DENSE": int(dense),
-        }  # fmt: skip
+        numbers = backward_first_work(N, C, G, S, itemsize, dense)
+    work = dict(zip(WORK, numbers, strict=True))
     work["WORK"] = 2 * work["PARTS"] * N * C + 3 * N * G + 2 * C
     share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes)
     return work | share | {"PAST": past}

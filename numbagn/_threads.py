@@ -63,7 +63,7 @@ _stalls: deque[float] = deque(maxlen=STALLS)
 _alone_until = 0.0
 
 
-def patient(kernel: Callable[..., None], nbytes: int) -> Callable[..., None]:
+def patient(kernel: Callable[..., Any], nbytes: int) -> Callable[..., Any]:
     """A kernel of several threads over so many bytes that uses one for a while where others keep the cores busy.
 
     Only under OpenMP: the threads of the other layers do not wait for each other spinning.
@@ -74,23 +74,23 @@ def patient(kernel: Callable[..., None], nbytes: int) -> Callable[..., None]:
         return kernel
     allowed = STALL_SECONDS + nbytes / SLOWEST_RATE
 
-    def run(*arguments: Any) -> None:
+    def run(*arguments: Any) -> Any:
         global _alone_until
         started = perf_counter()
         if started < _alone_until:
             threads = numba.get_num_threads()  # of this Python thread: nobody else sees the change
             try:
                 numba.set_num_threads(1)
-                kernel(*arguments)
+                return kernel(*arguments)
             finally:
                 numba.set_num_threads(threads)
-            return
-        kernel(*arguments)
+        result = kernel(*arguments)
         spent = perf_counter() - started
         if spent > allowed:
             _stalls.append(started)
             if len(_stalls) == STALLS and started - _stalls[0] < STALLS_SECONDS:
                 _alone_until = started + spent * (1 + RESPITE)
+        return result
 
     return run
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ._dtypes import STORED
 from ._loading import kernels
-from ._operands import dense, dims_of, flat_of, kind_of, runner, share_of, statistics_of, values_of
+from ._operands import dense, dims_of, flat_of, kind_of, launcher_of, runner, share_of, statistics_of, values_of
 from ._padded import Valid, clear_invalid, tables
 from ._problem import ACTIVATIONS, Problem
 from .kernels.geometry import FIELDS
@@ -18,26 +18,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def forward_valid(
-    p: Problem,
-    v: Valid,
-    w: Array | None,
-    b: Array | None,
-    s: Array | None,
-    r: Array | None,
-    y: Array,
+    p: Problem, v: Valid, w: Array | None, b: Array | None, s: Array | None, r: Array | None, y: Array,
     again: Callable[..., Any],
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array]:  # fmt: skip
     """Fill y, and give mean and rstd; both are 0 where nothing is valid. `again` is `_calls.forward`."""
     kernel_of = kernels("forward").forward_kernel
     arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": y}
-    runs, size, kind, mask = tables(
-        "forward",
-        p,
-        v,
-        dims_of(p, share_of("forward", p, p.layout, **arrays), w, b, **arrays),
-        dense(p, **arrays),
-        2 * p.G,
-    )
+    common = dims_of(p, share_of("forward", p, p.layout, **arrays), w, b, **arrays)
+    runs, size, kind, mask = tables("forward", p, v, common, dense(p, **arrays), 2 * p.G)
     count = p.N * p.G
     work = np.empty(2 * count + size)
     work[: 2 * count] = 0.0
@@ -47,10 +35,10 @@ def forward_valid(
     for dims, parallel, scratch in runs:
         arguments = (
             dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(y, p), values_of(w, p, 1.0),
-            values_of(b, p, 0.0), mask, work, np.empty(max(1, scratch), p.dtype.accumulator),
+            values_of(b, p, 0.0), mask, work, np.empty(max(1, scratch), p.dtype.accumulator), launcher_of(parallel),
         )  # fmt: skip
-        kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), kind, p.activation, parallel)
-        runner(kernel_of(arguments, *kinds), p, bool(parallel))(*arguments)
+        kinds = p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), kind, p.activation
+        runner(kernel_of(arguments, *kinds), p, parallel)(*arguments)
     clear_invalid(y, p, v)
     mean, rstd = statistics_of(work, (p.N, p.G))
     for (n, part, own), (x, skip, residual) in zip(parts, cuts, strict=True):
@@ -62,28 +50,16 @@ def forward_valid(
 
 
 def backward_valid(
-    p: Problem,
-    v: Valid,
-    w: Array | None,
-    b: Array | None,
-    m: Array,
-    rs: Array,
-    arrays: dict[str, Array | None],
+    p: Problem, v: Valid, w: Array | None, b: Array | None, m: Array, rs: Array, arrays: dict[str, Array | None],
     again: Callable[..., Any],
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array]:  # fmt: skip
     """Fill dx and dresidual, and give what `parameter_gradients` takes. `again` is `_calls.backward`."""
     kernel_of = kernels("backward").backward_kernel
     dy, s, r, dx, dr = (arrays[name] for name in ("DY", "SKIP", "RES", "Y", "DRES"))
     assert dx is not None
     assert dy is not None
-    runs, size, kind, mask = tables(
-        "backward",
-        p,
-        v,
-        dims_of(p, share_of("backward", p, p.layout, **arrays), w, b, **arrays),
-        dense(p, **arrays),
-        2 * p.C,
-    )
+    common = dims_of(p, share_of("backward", p, p.layout, **arrays), w, b, **arrays)
+    runs, size, kind, mask = tables("backward", p, v, common, dense(p, **arrays), 2 * p.C)
     work = np.empty(size + 3 * p.N * p.G + 2 * p.C)
     gradients = np.empty(2 * p.C, p.dtype.accumulator)
     parts = [(n, *part_of(p, v, n)) for n in v.apart]
@@ -94,19 +70,10 @@ def backward_valid(
         arguments = (
             dims, flat_of(dy, p), flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(dx, p), flat_of(dr, p),
             values_of(w, p, 1.0), values_of(b, p, 0.0), mask, m.reshape(-1), rs.reshape(-1), work, gradients,
-            np.empty(max(1, scratch), p.dtype.accumulator),
+            np.empty(max(1, scratch), p.dtype.accumulator), launcher_of(parallel),
         )  # fmt: skip
-        kinds = (
-            p.layout,
-            STORED.index(p.dtype.name),
-            kind_of(dy),
-            kind_of(s),
-            kind_of(r),
-            kind,
-            p.activation,
-            parallel,
-        )
-        runner(kernel_of(arguments, *kinds), p, bool(parallel))(*arguments)
+        kinds = p.layout, STORED.index(p.dtype.name), kind_of(dy), kind_of(s), kind_of(r), kind, p.activation
+        runner(kernel_of(arguments, *kinds), p, parallel)(*arguments)
         for problem_dims in dims:
             begin = problem_dims[at]
             sums[:, problem_dims[sample]] = work[begin : begin + 2 * p.C].reshape(2, p.C)

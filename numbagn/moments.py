@@ -11,7 +11,18 @@ import numpy as np
 from ._arrays import as_array, in_kind
 from ._dtypes import STORED
 from ._loading import kernels
-from ._operands import dense, dims_of, flat_of, runner, scratch_of, share_of, statistics_of, target_of, values_of
+from ._operands import (
+    dense,
+    dims_of,
+    flat_of,
+    launcher_of,
+    runner,
+    scratch_of,
+    share_of,
+    statistics_of,
+    target_of,
+    values_of,
+)  # fmt: skip
 from ._padded import NOTHING, Valid, tables, valid_positions
 from ._problem import Problem, epsilon, output, parameter, problem, shown
 from ._recycling import array_like
@@ -305,7 +316,7 @@ def _run(
     target = np.empty(1) if y is None else y
     arguments = (
         dims, p.eps, flat_of(p.x, p), None, None, target, values_of(w, p, 1.0), values_of(b, p, 0.0), mask, work,
-        scratch,
+        scratch, launcher_of(parallel),
     )  # fmt: skip
-    kinds = (p.layout, STORED.index(p.dtype.name), -1, -1, mask_kind, p.activation, parallel)
-    runner(kernels("forward").forward_kernel(arguments, *kinds), p, bool(parallel))(*arguments)
+    kinds = (p.layout, STORED.index(p.dtype.name), -1, -1, mask_kind, p.activation)
+    runner(kernels("forward").forward_kernel(arguments, *kinds), p, parallel)(*arguments)

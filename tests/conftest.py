@@ -30,7 +30,7 @@ def rng():
 
 @pytest.fixture
 def one_thread(monkeypatch):
-    """Serial kernels at any size: half as many to compile. `test_bits` shows that the parallel ones give their bits."""
+    """One thread at any size: what else runs disturbs it less. `test_bits` shows that several give the same bits."""
     monkeypatch.setattr(_schedule, "PARALLEL_BYTES", 1 << 62)
     _calls.forget_plans()
     yield

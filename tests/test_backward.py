@@ -1,5 +1,7 @@
 """The backward pass against the definition, against float64 differences, and in every dtype, layout and option."""
 
+import itertools
+
 import numpy as np
 import pytest
 from cases import DTYPES, LAYOUTS, SHAPES, close, in_layout, normal
@@ -64,8 +66,10 @@ def test_parallel_kernel_agrees_with_the_definition(rng, layout):
         check(*both(dy, x, groups, weight=w, bias=b, activation="silu"), 5e-6)
 
 
-@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "gelu_tanh"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "activation"),
+    [*itertools.product(["channels_first"], ["relu", "silu", "gelu", "gelu_tanh"]), ("channels_last", "silu")],
+)  # an activation's kernels are compiled for seconds, and its slope does not know the layout
 def test_gradients_against_central_differences(rng, one_thread, layout, activation):
     shape, groups, step = (2, 6, 3), 2, 1e-6
     x, dy, skip, residual = (in_layout(normal(rng, shape, np.float64), layout) for _ in range(4))

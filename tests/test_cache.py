@@ -366,6 +366,7 @@ def test_one_backward_kernel(rng, one_thread):
             numbagn.group_norm_backward(x, x, *statistics, groups, **options)
 
     backward(normal(rng, (2, 4, 5), np.float32), 2)
+    backward(normal(rng, (2, 4), np.float32), 2)  # single positions have a kernel of their own
     with install_recorder("numba:compile") as compilations:
         for x, groups, options in variants(rng):
             backward(x, groups, **{k: v for k, v in options.items() if k not in ("eps", "channel_axis")})

@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import numbagn
@@ -29,10 +30,18 @@ def test_examples_in_docstrings(name):
     assert result.failed == 0
 
 
-def test_examples_in_the_readme():
-    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
-    assert result.attempted > 0
-    assert result.failed == 0
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0].removeprefix(">>> "))
+def test_examples_in_the_readme(block):
+    """Each by itself, with NumPy and the package as the first imports them."""
+    for library in re.findall(r"^>>> (?:import|from) (\w+)", block, re.MULTILINE):
+        pytest.importorskip(library)
+    names = {"np": np, "numbagn": numbagn}
+    example = doctest.DocTestParser().get_doctest(block, names, "README.md", "README.md", 0)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_files_the_readme_shows_are_there():

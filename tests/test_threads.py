@@ -124,6 +124,23 @@ print(statuses, right())
 
 
 @forks
+def test_fork_between_calls_of_a_padded_batch():
+    """What the parent remembers of such calls names its threads, which the child has not."""
+    code = """
+def padded():
+    _, mean, rstd = numbagn.group_norm_forward(x, 4, lengths=lengths)
+    y = numbagn.group_norm(x, 4, lengths=lengths)
+    return y.tobytes() + numbagn.group_norm_backward(x, x, mean, rstd, 4, lengths=lengths)[0].tobytes()
+lengths = np.arange(len(x)) * 3 + 27
+first = padded()
+def same():
+    return padded() == first and padded() == first
+print(same(), in_child(same), in_child(lambda: same() and in_child(same) == 0), same(), numba.threading_layer())
+"""
+    assert run(code) == ["True", "0", "0", "True", "omp"]
+
+
+@forks
 @pytest.mark.parametrize("layer", LAYERS)
 def test_fork_before_use(layer):
     assert run("print(in_child(), right(), in_child())", layer) == ["0", "True", "0"]

@@ -14,25 +14,46 @@ the first and makes x_hat of d. Where a channel is one element and the samples s
 over stretches of samples at once (`backward_rows`): (2, UNITS, C), of dz and of dz * x_hat.
 """
 
-from numba import prange
-
 from .._dtypes import RESULT_KINDS
 from .backward_first import steps_first
 from .backward_last import steps_last
 from .backward_rows import steps_rows
+from .callees import inlined
 from .compiled import entry
 from .geometry import (
-    AT, BATCH, B_N, C, CHANNELS_FIRST, CHANNELS_LAST, DRES_N, DY_N, FIRST, G, LAST, MASK_N, N, RES_N, SAMPLE, SKIP_N,
-    SLOT, SLOTS, SINGLE_POSITION, UNITS, W_N, X_N, Y_N,
+    AT, BATCH, B_N, C, CHANNELS_FIRST, CHANNELS_LAST, DRES_N, DY_N, FIELD_COUNT, FIRST, G, LAST, MASK_N, N, RES_N,
+    SAMPLE, SKIP_N, SLOT, SLOTS, SINGLE_POSITION, UNITS, W_N, X_N, Y_N,
 )  # fmt: skip
 from .masks import mask_pointer
 from .memory import absent, offset, pointer, values
 from .phases import steps_of_unit
+from .sharing import run_tasks
 from .vectors import code
 
 
+@inlined
+def backward_task(
+    t, run, phase, steps, tasks, problems, dims, pdy, px, ps, pr, pdx, pdr, pm, slots, weight, bias, mean, rstd, work,
+    blocks, act,
+):  # fmt: skip
+    """Task t of a phase: over the (n, g) blocks or parts of them, or over problems, a stretch of neighbours to each."""
+    low, high = t * steps // tasks, (t + 1) * steps // tasks
+    slot = offset(slots, t * dims[SLOT])
+    for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
+        own = offset(dims, q * FIELD_COUNT)
+        n = own[SAMPLE]
+        first, last = (low, high) if problems == 1 else (0, own[UNITS] * steps_of_unit(phase, own))
+        run(
+            phase, first, last, own, offset(pdy, n * own[DY_N]), offset(px, n * own[X_N]), offset(ps, n * own[SKIP_N]),
+            offset(pr, n * own[RES_N]), offset(pdx, n * own[Y_N]), offset(pdr, n * own[DRES_N]),
+            offset(pm, n * own[MASK_N]), slot, offset(weight, n * own[W_N]), offset(bias, n * own[B_N]),
+            offset(mean, n * own[G]), offset(rstd, n * own[G]), offset(work, own[AT]), offset(blocks, 3 * n * own[G]),
+            act,
+        )  # fmt: skip
+
+
 @entry
-def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind, activation, parallel, sources):
+def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind, activation, sources):
     """Make the backward kernel of one specialisation, as `forward_kernel` does.
 
     It fills dx, dresidual, `work` (sums of each problem; m1, m2 and shift of each block; float64 totals of the sums
@@ -40,63 +61,49 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
     """
     dx_kind = RESULT_KINDS[x_kind]
 
-    def backward(dims, dy, x, skip, residual, dx, dresidual, weight, bias, mask, mean, rstd, work, gradients, scratch):
+    def backward(
+        dims, dy, x, skip, residual, dx, dresidual, weight, bias, mask, mean, rstd, work, gradients, scratch, launcher
+    ):
         if sources == 0:
             return
-        problems, common = dims.shape[0], dims[0]
-        channels = common[C]
+        problems, table = dims.shape[0], values(dims)
+        channels, sums = table[C], values(work)
         totals_at = work.size - 2 * channels
-        blocks_at = totals_at - 3 * common[BATCH] * common[G]
+        blocks_at = totals_at - 3 * table[BATCH] * table[G]
         if layout == SINGLE_POSITION:
-            blocks_at = 2 * common[UNITS] * channels
-        for phase in range(common[FIRST], common[LAST]):
-            steps = common[UNITS] * steps_of_unit(phase, common) if problems == 1 else problems
-            tasks = min(steps, common[SLOTS]) if parallel else 1
-            # over the (n, g) blocks or parts of them, or over problems, a stretch of neighbours to each task
-            for t in prange(tasks):
-                low, high = t * steps // tasks, (t + 1) * steps // tasks
-                slot = offset(values(scratch), t * common[SLOT])
-                pdy, px, pdx = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, dx_kind)
-                ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
-                if residual_kind < 0:
-                    pr, pdr = absent(px), absent(px)
-                else:
-                    pr, pdr = pointer(residual, residual_kind), pointer(dresidual, residual_kind)
-                pm = mask_pointer(mask, mask_kind)
-                for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
-                    own = dims[q]
-                    n = own[SAMPLE]
-                    first, last = (low, high) if problems == 1 else (0, own[UNITS] * steps_of_unit(phase, own))
-                    ody, ox, odx = offset(pdy, n * own[DY_N]), offset(px, n * own[X_N]), offset(pdx, n * own[Y_N])
-                    os, om = offset(ps, n * own[SKIP_N]), offset(pm, n * own[MASK_N])
-                    ores, odres = offset(pr, n * own[RES_N]), offset(pdr, n * own[DRES_N])
-                    w, b, m, r = weight[n * own[W_N] :], bias[n * own[B_N] :], mean[n * own[G] :], rstd[n * own[G] :]
-                    sums, block = work[own[AT] : blocks_at], work[blocks_at + 3 * n * own[G] : totals_at]
-                    if layout == CHANNELS_FIRST:
-                        steps_first(
-                            phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
-                            code(activation),
-                        )  # fmt: skip
-                    elif layout == CHANNELS_LAST:
-                        steps_last(
-                            phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
-                            code(activation),
-                        )  # fmt: skip
-                    else:
-                        steps_rows(
-                            phase, first, last, own, ody, ox, os, ores, odx, odres, om, slot, w, b, m, r, sums, block,
-                            code(activation),
-                        )  # fmt: skip
+            blocks_at = 2 * table[UNITS] * channels
+        pdy, px, pdx, pm = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, dx_kind), mask_pointer(mask, mask_kind)
+        ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
+        if residual_kind < 0:
+            pr, pdr = absent(px), absent(px)
+        else:
+            pr, pdr = pointer(residual, residual_kind), pointer(dresidual, residual_kind)
+        for phase in range(table[FIRST], table[LAST]):
+            steps = table[UNITS] * steps_of_unit(phase, table) if problems == 1 else problems
+            tasks = 1 if launcher == 0 else min(steps, table[SLOTS])
+            given = (
+                phase, steps, tasks, problems, table, pdy, px, ps, pr, pdx, pdr, pm, values(scratch), values(weight),
+                values(bias), values(mean), values(rstd), sums, offset(sums, blocks_at), code(activation),
+            )  # fmt: skip
+            if layout == CHANNELS_FIRST:
+                run_tasks(launcher, tasks, backward_task, steps_first, given)
+            elif layout == CHANNELS_LAST:
+                run_tasks(launcher, tasks, backward_task, steps_last, given)
+            else:
+                run_tasks(launcher, tasks, backward_task, steps_rows, given)
 
-        totals = work[totals_at:]
-        totals[:] = 0.0
+        totals = offset(sums, totals_at)
+        for i in range(2 * channels):
+            totals[i] = 0.0
         for q in range(problems):
-            own = dims[q]
+            own = offset(table, q * FIELD_COUNT)
             rows = own[UNITS] if layout == SINGLE_POSITION else own[N]
             for n in range(rows):
                 for row in range(2):
+                    at = own[AT] + (row * rows + n) * channels
                     for c in range(channels):
-                        totals[row * channels + c] += work[own[AT] + (row * rows + n) * channels + c]
-        gradients[:] = totals
+                        totals[row * channels + c] += sums[at + c]
+        for i in range(2 * channels):
+            gradients[i] = totals[i]
 
     return backward

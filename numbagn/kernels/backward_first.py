@@ -1,11 +1,11 @@
 """The backward pass, channels first: a block is one group of one sample, consecutive in memory."""
 
-from .compiled import device, inlined
+from .callees import device, inlined
 from .geometry import (
     B_C, B_N, C, CHANNELS_FIRST, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_N, MASK_R, N, PART, PARTS, PAST, PIECES,
     RES_N, RES_R, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, SUMS, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
-from .memory import lanes, prefetch, splat, store, streamed, values
+from .memory import lanes, prefetch, splat, store, streamed
 from .moments import CHUNK, coefficients, final_shift
 from .phases import steps_of_unit
 from .results import aligned_from, elements_ahead, upstream, write_gradient
@@ -23,18 +23,17 @@ def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, pm, weight, bias, me
     idy, ix, i_skip, ir, im = n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N], n * dims[MASK_N]
     at, products_at, width = n * dims[C], dims[N] * dims[C], lanes(px)
     if s_count == 1:  # each channel of the block is one element and its own sum
-        pw, pb, to = values(weight), values(bias), values(sums)
         i, end = g * d_count, (g + 1) * d_count
         while i < end:
             count = min(width, end - i)
-            w = along(pw, n * dims[W_N], i * dims[W_C], dims[W_C], count)
-            b = along(pb, n * dims[B_N], i * dims[B_C], dims[B_C], count)
+            w = along(weight, n * dims[W_N], i * dims[W_C], dims[W_C], count)
+            b = along(bias, n * dims[B_N], i * dims[B_C], dims[B_C], count)
             dz, d = upstream(
                 pdy, px, ps, pr, pm, idy + i, ix + i, i_skip + i, ir + i, im + i, count, h, h_skip, rstd_2, w,
                 fma(w, lack, b), act,
             )  # fmt: skip
-            store(to, at + i, dz, count)
-            store(to, at + products_at + i, dz * d, count)
+            store(sums, at + i, dz, count)
+            store(sums, at + products_at + i, dz * d, count)
             i += count
         return
     c, k = g * d_count + low // dims[PARTS], low % dims[PARTS]

@@ -1,7 +1,7 @@
 """The backward pass, channels last: a block is one sample, its groups side by side in each row."""
 
 from .backward_first import settle_block
-from .compiled import device
+from .callees import device
 from .geometry import (
     B_C, B_N, C, CHANNELS_LAST, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_C, MASK_N, MASK_R, N, PART, PARTS, PAST,
     PIECES, PITCH, RES_N, RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,

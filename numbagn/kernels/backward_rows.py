@@ -6,12 +6,12 @@ group of a sample is walked in pieces of RUN elements, each with its share of m1
 """
 
 from .backward_first import write_pieces_first
-from .compiled import device, inlined
+from .callees import device, inlined
 from .geometry import (
     B_C, C, CHANNELS_FIRST, D, DY_N, G, N, PART, PAST, PIECES, PITCH, RES_N, RUN, SKIP_N, SUM, UNITS, WHOLE, WRITE,
     W_C, X_N,
 )  # fmt: skip
-from .memory import absent, accumulate, lanes, load, load_one, splat, store, store_one, streamed, values
+from .memory import absent, accumulate, lanes, load, load_one, offset, splat, store, store_one, streamed
 from .moments import CHUNK, coefficients, final_shift
 from .phases import steps_of_unit
 from .results import upstream
@@ -47,9 +47,11 @@ def add_sample(one, i, count, pdy, px, ps, pr, w, b, dbias, dweight, m1, m2, act
 
 
 @device
-def add_vectors(one, two, i, j, second, count, pdy, px, ps, pr, slot, pw, w_step, pb, b_step, a0, a1, b0, b1, act):
+def add_vectors(
+    one, two, i, j, second, count, pdy, px, ps, pr, slot, weight, w_step, bias, b_step, a0, a1, b0, b1, act
+):
     """A vector of channels from i on, of one sample or two; its sums stand at slot[j] and slot[second + j]."""
-    w, b = along(pw, 0, i, w_step, count), along(pb, 0, i, b_step, count)
+    w, b = along(weight, 0, i, w_step, count), along(bias, 0, i, b_step, count)
     dbias, dweight = load(slot, j, count), load(slot, second + j, count)
     dbias, dweight, a0, a1 = add_sample(one, i, count, pdy, px, ps, pr, w, b, dbias, dweight, a0, a1, act)
     if two is not None:
@@ -67,7 +69,7 @@ def sum_piece(dims, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bi
     load and store them half as often; the order of additions is that of one after the other.
     """
     width, second = lanes(px), dims[PITCH]
-    pw, w_step, pb, b_step = values(weight), dims[W_C], values(bias), dims[B_C]
+    w_step, b_step = dims[W_C], dims[B_C]
     zero = splat(px, 0.0)
     a0_total = doubles(zero)
     a1_total, b0_total, b1_total = a0_total, a0_total, a0_total
@@ -77,13 +79,15 @@ def sum_piece(dims, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bi
         a0, a1, b0, b1 = zero, zero, zero, zero
         while i + width <= end:
             a0, a1, b0, b1 = add_vectors(
-                one, two, i, i - at, second, None, pdy, px, ps, pr, slot, pw, w_step, pb, b_step, a0, a1, b0, b1, act
-            )
+                one, two, i, i - at, second, None, pdy, px, ps, pr, slot, weight, w_step, bias, b_step, a0, a1, b0,
+                b1, act,
+            )  # fmt: skip
             i += width
         if i < end:
             a0, a1, b0, b1 = add_vectors(
-                one, two, i, i - at, second, end - i, pdy, px, ps, pr, slot, pw, w_step, pb, b_step, a0, a1, b0, b1, act
-            )
+                one, two, i, i - at, second, end - i, pdy, px, ps, pr, slot, weight, w_step, bias, b_step, a0, a1, b0,
+                b1, act,
+            )  # fmt: skip
             i = end
         a0_total, a1_total = a0_total + doubles(a0), a1_total + doubles(a1)
         b0_total, b1_total = b0_total + doubles(b0), b1_total + doubles(b1)
@@ -93,19 +97,19 @@ def sum_piece(dims, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bi
 @device
 def keep_sums(dims, k, first, start, stop, slot, sums):
     """Add the slot's tables to channels start .. stop - 1 of unit k's sums, or begin them with it."""
-    width, to = lanes(slot), values(sums)
+    width = lanes(slot)
     for row in range(2):
         table, into = row * dims[PITCH] - start, (row * dims[UNITS] + k) * dims[C]
         i = start
         while i + width <= stop:
             value = load(slot, table + i, None)
             if first:
-                store(to, into + i, value, None)
+                store(sums, into + i, value, None)
             else:
-                accumulate(to, into + i, value)
+                accumulate(sums, into + i, value)
             i += width
         for c in range(i, stop):
-            store_one(to, into + c, load_one(slot, table + c) + (0.0 if first else load_one(to, into + c)))
+            store_one(sums, into + c, load_one(slot, table + c) + (0.0 if first else load_one(sums, into + c)))
 
 
 @inlined
@@ -162,26 +166,9 @@ def walk_unit(
                 for m in range(n, n + 1 + both):
                     settle_sample(dims, m, h, px, ps, mean, block, shares)
                     write_pieces_first(
-                        dims,
-                        m,
-                        h,
-                        0,
-                        per_group,
-                        pdy,
-                        px,
-                        ps,
-                        pr,
-                        pdx,
-                        pdr,
-                        pm,
-                        slot,
-                        weight,
-                        bias,
-                        mean,
-                        rstd,
-                        block,
+                        dims, m, h, 0, per_group, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block,
                         act,
-                    )
+                    )  # fmt: skip
         n += 1 + both
         if (n - low) % SAMPLES_TOGETHER == 0 or n == high:
             keep_sums(dims, k, n - low <= SAMPLES_TOGETHER, start, stop, slot, sums)
@@ -191,7 +178,7 @@ def walk_unit(
 def steps_rows(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act):
     """Single positions: steps low .. high - 1 of a phase; a step of SUM or WRITE is one piece of a unit's samples."""
     per_unit, per_group = steps_of_unit(phase, dims), dims[PIECES] // dims[G]
-    shares = block[3 * dims[N] * dims[G] :]
+    shares = offset(block, 3 * dims[N] * dims[G])
     for step in range(low, high):
         k, g, piece = step // per_unit, step % per_unit // per_group, step % per_unit % per_group
         if phase in (WHOLE, SUM):
@@ -203,26 +190,9 @@ def steps_rows(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, pm, slot, weig
         for n in range(k * dims[PART], min((k + 1) * dims[PART], dims[N])):
             if phase == WRITE:
                 write_pieces_first(
-                    dims,
-                    n,
-                    g,
-                    piece,
-                    piece + 1,
-                    pdy,
-                    px,
-                    ps,
-                    pr,
-                    pdx,
-                    pdr,
-                    pm,
-                    slot,
-                    weight,
-                    bias,
-                    mean,
-                    rstd,
-                    block,
+                    dims, n, g, piece, piece + 1, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block,
                     act,
-                )
+                )  # fmt: skip
             else:
                 for h in range(dims[G]):
                     settle_sample(dims, n, h, px, ps, mean, block, shares)

@@ -1,4 +1,4 @@
-"""How kernels are compiled: callees with `device`, entry points with `entry`, activations chosen by a `Code`."""
+"""How kernels are compiled: entry points with `entry`, activations chosen by a `Code`."""
 
 import functools
 import hashlib
@@ -14,21 +14,12 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.extending import overload
 
 from .._threads import at_fork
+from .callees import CALLEE, OPTIONS
 from .formulas import ACTIVATIONS
 from .vectors import Code
 
 PACKAGE = __package__.partition(".")[0]
 log = logging.getLogger(PACKAGE)
-
-# No fastmath flag: see vectors; said in so many words, since what is compiled for a user's function inherits that
-# function's flags where it has none of its own. NumPy's error model: no test for zero at each division.
-OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": False, "forceinline": False}
-# Callees are never called from Python and allocate nothing: without the wrappers and Numba's memory management they
-# compile in half the time.
-device = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **OPTIONS)
-# What is called for each block, and from one place or two: a call passes fifty words, and four of them took as long as
-# the work on a row of 500 elements (62 ns against 30).
-inlined = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **(OPTIONS | {"forceinline": True}))
 
 # ------------------------------------------------------------------------------------------------------- activations
 
@@ -53,8 +44,8 @@ def _chosen_by_code(column, without):
     return implementation
 
 
-overload(activate)(_chosen_by_code(0, lambda z, activation: z))
-overload(slope)(_chosen_by_code(1, lambda z, activation: 1.0))
+overload(activate, jit_options=CALLEE)(_chosen_by_code(0, lambda z, activation: z))
+overload(slope, jit_options=CALLEE)(_chosen_by_code(1, lambda z, activation: 1.0))
 
 # ------------------------------------------------------------------------------------------------------ entry points
 
@@ -66,9 +57,10 @@ at_fork(
 )
 
 SOURCES = (
-    "cache", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry", "moments",
-    "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
-    "backward_last", "backward_rows", "inside", "links",
+    "cache", "callees", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry",
+    "moments", "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
+    "backward_last", "backward_rows", "inside", "links", "padding", "scheduled",
+    "sharing",
 )  # fmt: skip
 
 
@@ -87,17 +79,20 @@ def sources_digest(*others):
     closure and so of its key in the cache. Never 0.
     """
     text = b"".join(_text(__package__, f"{name}.py") for name in SOURCES)
-    for file in ("_dtypes.py", *others):  # the former has the numbers that kinds are known by
+    # the numbers that kinds are known by, and what work is shared out by
+    for file in ("_dtypes.py", "_schedule.py", *others):
         text += _text(PACKAGE, file)
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") | 1
 
 
-def entry(make):
+def entry(make=None, *, parallel=False):
     """Turn a factory of kernels, whose parameters are all integers, into `kernel(arguments, *key)`.
 
     It gives the compiled kernel for the types of `arguments`, from the on-disk cache where that works.
-    `kernel.dispatcher(signature, *key)` gives Numba's dispatcher of it. The last of the key is `parallel`.
+    `kernel.dispatcher(signature, *key)` gives Numba's dispatcher of it; `kernel.ready` has those that were asked for.
     """
+    if make is None:
+        return functools.partial(entry, parallel=parallel)
     ready, dispatchers = {}, {}
 
     def dispatcher(signature, *key):
@@ -105,7 +100,7 @@ def entry(make):
             function = make(*key, sources_digest())
             # Numba names machine code by this and the types, and calls one for the other where names are the same
             function.__qualname__ += "_".join(["", *map(str, key)])
-            dispatchers[key, signature] = _compile(function, key[-1], signature)
+            dispatchers[key, signature] = _compile(function, parallel, signature)
         return dispatchers[key, signature]
 
     @functools.wraps(make)  # its name, for pickles
@@ -116,13 +111,13 @@ def entry(make):
             ready[key] = overload.entry_point
         return ready[key]
 
-    kernel.dispatcher = dispatcher
+    kernel.dispatcher, kernel.ready = dispatcher, ready
     return kernel
 
 
 def _compile(function, parallel, signature):
     started = time.perf_counter()
-    jitted = njit(function, parallel=bool(parallel), **OPTIONS)
+    jitted = njit(function, parallel=parallel, **OPTIONS)
     if os.environ.get("NUMBAGN_CACHE", "1") == "0":
         jitted.compile(signature)
     else:
@@ -135,7 +130,7 @@ def _compile(function, parallel, signature):
         except Exception as fault:  # a disk that is full or cannot be written, a file like no other
             faults.append(fault)
         if not jitted.overloads:  # where only the writing of a file failed, the kernel is there
-            jitted = njit(function, parallel=bool(parallel), **OPTIONS)
+            jitted = njit(function, parallel=parallel, **OPTIONS)
             jitted.compile(signature)
         if faults:  # and not one of the compilation itself, which would have come again
             _tell_fault(faults[0])

@@ -9,11 +9,8 @@ is exact or nearly so, and what K lacks is added in `lack = (K - mean) * rstd`. 
 cannot overflow while the result is finite.
 """
 
-from numba import njit
-
+from .callees import inlined
 from .vectors import constant, fma, polynomial, times_power_of_two, where
-
-formula = njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 HALF_SQRT_2 = 0.7071067811865476
 INV_SQRT_2_PI = 0.3989422804014327
@@ -24,13 +21,13 @@ TANH_CUBIC = 0.0713548162726009
 EDGE = 2000.0
 
 
-@formula
+@inlined
 def half_difference(x, half_shift):
     """(x - K) / 2 with half_shift = -K / 2."""
     return fma(x, 0.5, half_shift)
 
 
-@formula
+@inlined
 def exp(z):
     """e**z, at most 1.5 ulp; 0 where that is no normal number any more, infinity where it is too large."""
     # the nearest whole number n to z / ln(2), in the last bits of a number so large that it has no fraction
@@ -42,7 +39,7 @@ def exp(z):
     return where(z <= constant(z, "exp highest"), where(z < constant(z, "exp lowest"), 0.0, e), z * constant(z, "huge"))
 
 
-@formula
+@inlined
 def half_erfc(x, density):
     """erfc(|x|) / 2, accurate relative to its size however small; density = exp(-x**2)."""
     x = where(x < 0.0, -x, x)
@@ -51,7 +48,7 @@ def half_erfc(x, density):
     return density * polynomial(fma(q, -2.0 * k, 1.0), "erfc") * q * 0.5
 
 
-@formula
+@inlined
 def gauss(z):
     """exp(-z**2 / 2); the rounding error of z**2, which the exponential would magnify, is taken out afterwards."""
     square = z * z
@@ -60,24 +57,24 @@ def gauss(z):
     return fma(e, lost * -0.5, e)
 
 
-@formula
+@inlined
 def normal_cdf(z, density):
     """The normal distribution function; density = exp(-z**2 / 2)."""
     tail = half_erfc(z * HALF_SQRT_2, density)
     return where(z < 0.0, tail, 1.0 - tail)
 
 
-@formula
+@inlined
 def clamp(z):
     return where(z < -EDGE, -EDGE, where(z > EDGE, EDGE, z))
 
 
-@formula
+@inlined
 def clamp_below(z):
     return where(z < -EDGE, -EDGE, z)
 
 
-@formula
+@inlined
 def sigmoid_product_slope(z, u, du):
     """The derivative of z * sigmoid(u) by z, with du that of u; s * (1 - s) is made without a difference near 0."""
     e = exp(where(u < 0.0, u, -u))
@@ -85,48 +82,48 @@ def sigmoid_product_slope(z, u, du):
     return fma(z * du, e * q * q, where(u < 0.0, e * q, q))
 
 
-@formula
+@inlined
 def relu(z):
     return where(z < 0.0, 0.0, z)
 
 
-@formula
+@inlined
 def relu_slope(z):
     return where(z <= 0.0, 0.0, 1.0)
 
 
-@formula
+@inlined
 def silu(z):
     z = clamp_below(z)
     return z / (1.0 + exp(-z))
 
 
-@formula
+@inlined
 def silu_slope(z):
     z = clamp(z)
     return sigmoid_product_slope(z, z, 1.0)
 
 
-@formula
+@inlined
 def gelu(z):
     c = clamp(z)
     return clamp_below(z) * normal_cdf(c, gauss(c))
 
 
-@formula
+@inlined
 def gelu_slope(z):
     z = clamp(z)
     density = gauss(z)
     return fma(z * INV_SQRT_2_PI, density, normal_cdf(z, density))
 
 
-@formula
+@inlined
 def gelu_tanh(z):
     z = clamp_below(z)
     return z / (1.0 + exp(-z * fma(z * z, TANH_CUBIC, TANH_LINEAR)))
 
 
-@formula
+@inlined
 def gelu_tanh_slope(z):
     z = clamp(z)
     square = z * z

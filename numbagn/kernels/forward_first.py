@@ -1,6 +1,6 @@
 """The forward pass, channels first: a block is one group of one sample, consecutive in memory."""
 
-from .compiled import device, inlined
+from .callees import device, inlined
 from .geometry import (
     B_C, B_N, CHANNELS_FIRST, D, DENSE, G, KEEP_M2, MASK_N, MASK_R, PART, PARTS, PAST, PIECES, RES_N, RES_R, RUN, S,
     SETTLE, SKIP_N, SKIP_R, SUM, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,

@@ -1,6 +1,6 @@
 """The forward pass, channels last: a block is one sample, its groups side by side in each row."""
 
-from .compiled import device
+from .callees import device
 from .geometry import (
     B_C, B_N, C, CHANNELS_LAST, D, DENSE, G, KEEP_M2, MASK_C, MASK_N, MASK_R, PART, PARTS, PAST, PIECES, PITCH, RES_N,
     RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,

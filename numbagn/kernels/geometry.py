@@ -35,6 +35,7 @@ FIELDS = (
     X_N, X_R, SKIP_N, SKIP_R, RES_N, RES_R, Y_N, Y_R, DY_N, DY_R, DRES_N, DRES_R,
     MASK_N, MASK_R, MASK_C, W_N, W_C, B_N, B_C,
 ) = range(len(FIELDS))  # fmt: skip
+FIELD_COUNT = len(FIELDS)
 
 # The memory layouts that have loops of their own; the third is a case of the first in the backward pass: one position,
 # and parameters that all samples share.

@@ -17,6 +17,7 @@ from .. import _schedule
 from .._dtypes import STORED
 from .._problem import walk
 from .._schedule import first_work, last_work
+from .callees import CALLEE
 from .compiled import entry
 from .forward import forward_kernel
 from .geometry import (
@@ -25,13 +26,11 @@ from .geometry import (
 )  # fmt: skip
 from .links import linked
 from .memory import line
+from .scheduled import WORK_FIELDS
 from .vectors import code
 
-for _function in (
-    walk, first_work, last_work, _schedule._parts, _schedule._width, _schedule._rows, _schedule._elements
-):  # fmt: skip
-    register_jitable(_function)
-WORK_FIELDS = tuple(map(FIELDS.index, _schedule.WORK))
+jitable = register_jitable(**CALLEE)
+jitable(walk)
 PARTS_AT, SLOT_AT = map(_schedule.WORK.index, ("PARTS", "SLOT"))
 PAST_BYTES = _schedule.forward_past_bytes()
 # A stride larger than any.
@@ -40,14 +39,14 @@ OUTERMOST = 1 << 62
 # ------------------------------------------------------------------------------------------------------ memory layouts
 
 
-@register_jitable
+@jitable
 def outside(strides, a, b):
     """Whether axis `a` comes before axis `b` in memory."""
     sa, sb = abs(strides[a]), abs(strides[b])
     return sa > sb or (sa == sb and a < b)
 
 
-@register_jitable
+@jitable
 def dense_strides(shape, strides, itemsize):
     """The strides of `numpy.empty_like`: without gaps, the axes in the order in memory that `strides` has."""
     result = strides
@@ -60,7 +59,7 @@ def dense_strides(shape, strides, itemsize):
     return result
 
 
-@register_jitable
+@jitable
 def channels_first_strides(shape, strides, itemsize, axis):
     """Strides without gaps, the axes in the order samples, channels, positions."""
     order = strides
@@ -70,7 +69,7 @@ def channels_first_strides(shape, strides, itemsize, axis):
     return dense_strides(shape, order, itemsize)
 
 
-@register_jitable
+@jitable
 def steps_like(shape, strides, itemsize, axis, layout, model):
     """(whether there are any, sample step, row step) as of `_problem.walk`, spatial axes in the order of `model`."""
     # one axis more, of one position, so that there is one
@@ -86,7 +85,7 @@ def steps_like(shape, strides, itemsize, axis, layout, model):
     return walk((*shape, 1), (*strides, itemsize), itemsize, axis, order, layout)
 
 
-@register_jitable
+@jitable
 def described(shape, strides, itemsize, axis):
     """(layout, sample step, row step) as of `_problem.layout_of`; layout -1 where no kernel can walk the memory."""
     for layout in (CHANNELS_FIRST, CHANNELS_LAST):
@@ -96,14 +95,14 @@ def described(shape, strides, itemsize, axis):
     return -1, 0, 0
 
 
-@register_jitable
+@jitable
 def copy(to, array):
     """Copy element by element. ``to[...] = array`` took three seconds to compile, for its error message."""
     for index in np.ndindex(to.shape):
         to[index] = array[index]
 
 
-@register_jitable
+@jitable
 def walkable(x, axis):
     """(line, strides, layout, sample step, row step) of x, or of a copy where no kernel can walk its memory.
 
@@ -133,7 +132,7 @@ def misfit(value, samples, channels):
     """Whether a parameter has another shape than (C,) or (N, C)."""
 
 
-@overload(misfit)
+@overload(misfit, jit_options=CALLEE)
 def _misfit(value, samples, channels):
     if value == types.none:
         return lambda value, samples, channels: False
@@ -146,7 +145,7 @@ def parameter(value, default, x, channels, out):
     """(values in x's dtype, step from sample to sample, from channel to channel); copied where `out` may overlap."""
 
 
-@overload(parameter)
+@overload(parameter, jit_options=CALLEE)
 def _parameter(value, default, x, channels, out):
     if value == types.none:
         return lambda value, default, x, channels, out: (np.full(1, default, x.dtype), 0, 0)
@@ -166,7 +165,7 @@ def result(x, out):
     """`out`, or a new array like x."""
 
 
-@overload(result)
+@overload(result, jit_options=CALLEE)
 def _result(x, out):
     if out == types.none:
         if x.layout in "CF":
@@ -187,7 +186,7 @@ def writable(x, out):
     """Whether a kernel may write to the result: it lies as a new one would, and in nothing's way but as x itself."""
 
 
-@overload(writable)
+@overload(writable, jit_options=CALLEE)
 def _writable(x, out):
     if out == types.none:
         return lambda x, out: True
@@ -217,16 +216,17 @@ def run(layout, activation, steps, sizes, x, y, w, b, eps):
     """
 
 
-@overload(run)
+@overload(run, jit_options=CALLEE)
 def _run(layout, activation, steps, sizes, x, y, w, b, eps):
     acc = types.Array(x.dtype, 1, "C")
     signature = (
         types.Array(types.int64, 2, "C"), types.float64, acc, types.none, types.none, acc, acc, acc,
         types.Array(types.uint8, 1, "C"), types.Array(types.float64, 1, "C"), acc,
+        types.int64,
     )  # fmt: skip
     channels_first = layout.value == CHANNELS_FIRST
     kind = STORED.index(str(x.dtype))
-    kernel = linked(forward_kernel, signature, layout.value, kind, -1, -1, 0, activation.value, 0)
+    kernel = linked(forward_kernel, signature, layout.value, kind, -1, -1, 0, activation.value)
 
     def shared_out(layout, activation, steps, sizes, x, y, w, b, eps):
         samples, channels, groups, positions = sizes
@@ -249,7 +249,7 @@ def _run(layout, activation, steps, sizes, x, y, w, b, eps):
         dims[PAST] = x.size * x.itemsize >= PAST_BYTES and not in_place
         sums = np.empty(2 * samples * groups * (1 + work[PARTS_AT]))
         scratch = np.empty(max(1, work[SLOT_AT]), x.dtype)
-        kernel((table, eps, x, None, None, y, w[0], b[0], np.zeros(1, np.uint8), sums, scratch))
+        kernel((table, eps, x, None, None, y, w[0], b[0], np.zeros(1, np.uint8), sums, scratch, 0))
 
     return shared_out
 
@@ -258,7 +258,7 @@ def normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
     """Find the memory layout and run; `first` is not 0 where the type of x tells it."""
 
 
-@overload(normalize)
+@overload(normalize, jit_options=CALLEE)
 def _normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
     if first.value:
 
@@ -290,7 +290,7 @@ def _normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
 
 
 @entry
-def forward_call(first, activation, parallel, sources):
+def forward_call(first, activation, sources):
     """Make what compiled functions call: check, allocate, normalize. `first`: as for `normalize`."""
 
     def group_norm(x, num_groups, weight, bias, eps, channel_axis, out):

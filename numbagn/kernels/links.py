@@ -14,7 +14,7 @@ from numba.core.imputils import impl_ret_new_ref
 from .compiled import PACKAGE, sources_digest
 
 # What is compiled into a user's function, or into what it calls, beside the kernels.
-OTHER_SOURCES = "_schedule.py", "_problem.py", "_njit.py"
+OTHER_SOURCES = "_problem.py", "_njit.py"
 
 
 class Link:

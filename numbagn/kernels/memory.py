@@ -4,11 +4,14 @@ A load widens to the accumulator's type, a store rounds to the kind; half types 
 Numba has no half arrays.
 """
 
+import operator
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic, models, register_model
-from numba.core.imputils import impl_ret_borrowed
+from numba.core.imputils import impl_ret_borrowed, lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer, infer_global, signature
 from numba.np.arrayobj import populate_array
 
 from .._dtypes import STORED
@@ -33,6 +36,9 @@ class PointerModel(models.PrimitiveModel):
 
 def _address(builder, pointer, element, index):
     return builder.gep(builder.bitcast(pointer, element.as_pointer()), [index])
+
+
+ELEMENTS = {"float32": F32, "float64": F64, "int64": I64}
 
 
 def _align(element):
@@ -86,7 +92,10 @@ def absent(typingctx, ptr):
 
 @intrinsic
 def values(typingctx, array):
-    """The data pointer of a float32 or float64 array (parameters, scratch, sums): an argument, as for `pointer`."""
+    """The data pointer of an array of float32, float64 or int64 (parameters, sums, ...): an argument, as for `pointer`.
+
+    ptr[index] is one of its values, of float32 as float64.
+    """
     result = Pointer(str(array.dtype))
 
     def codegen(context, builder, sig, args):
@@ -105,7 +114,7 @@ def doubles_at(typingctx, ptr):
 @intrinsic
 def offset(typingctx, ptr, index):
     """The pointer to ptr[index]."""
-    element = KINDS[ptr.kind][1] if ptr.kind in KINDS else I8  # a mask
+    element = KINDS[ptr.kind][1] if ptr.kind in KINDS else ELEMENTS.get(ptr.kind, I8)  # a mask
 
     def codegen(context, builder, sig, args):
         return builder.bitcast(_address(builder, args[0], element, args[1]), I8.as_pointer())
@@ -310,6 +319,50 @@ def store_one(typingctx, ptr, index, value):
         return context.get_dummy_value()
 
     return types.none(ptr, types.int64, types.float64), codegen
+
+
+# Items of a pointer to float32, float64 or int64: few instructions and quickly typed, where those of an array come with
+# its shape, strides and negative indices.
+
+
+def _item(ptr):
+    return types.int64 if ptr.kind == "int64" else types.float64
+
+
+@infer_global(operator.getitem)
+class _GetItem(AbstractTemplate):
+    def generic(self, args, kws):
+        return signature(_item(args[0]), args[0], types.int64) if isinstance(args[0], Pointer) else None
+
+
+@infer
+class _GetConstantItem(AbstractTemplate):
+    key = "static_getitem"
+
+    def generic(self, args, kws):
+        return signature(_item(args[0]), *args) if isinstance(args[0], Pointer) else None
+
+
+@infer_global(operator.setitem)
+class _SetItem(AbstractTemplate):
+    def generic(self, args, kws):
+        return signature(types.none, args[0], types.int64, _item(args[0])) if isinstance(args[0], Pointer) else None
+
+
+@lower_builtin(operator.getitem, Pointer, types.int64)
+@lower_builtin("static_getitem", Pointer, types.Any)
+def _get(context, builder, sig, args):
+    element, index = ELEMENTS[sig.args[0].kind], args[1]
+    value = builder.load(_address(builder, args[0], element, I64(index) if isinstance(index, int) else index))
+    return builder.fpext(value, F64) if element == F32 else value
+
+
+@lower_builtin(operator.setitem, Pointer, types.int64, types.int64)
+@lower_builtin(operator.setitem, Pointer, types.int64, types.float64)
+def _set(context, builder, sig, args):
+    element = ELEMENTS[sig.args[0].kind]
+    value = builder.fptrunc(args[2], F32) if element == F32 else args[2]
+    builder.store(value, _address(builder, args[0], element, args[1]))
 
 
 # ------------------------------------------------------------------------------------------ scalars as a pointer's kind

@@ -11,7 +11,7 @@ of opposite sign lose nothing.
 
 import math
 
-from .compiled import device, inlined
+from .callees import device, inlined
 from .formulas import half_difference
 from .geometry import (
     CHANNELS_FIRST, CHANNELS_LAST, D, DENSE, MASK_C, MASK_R, S, SKIP_R, SPOT_0, VALID, X_R,

@@ -1,6 +1,6 @@
 """The phases' steps: what a unit (a block, or channels last a sample) is shared out in."""
 
-from .compiled import device
+from .callees import device
 from .geometry import PIECES, SUM, SUMS, WRITE
 
 

@@ -1,6 +1,7 @@
 """One vector of results: y in the forward pass, dx and dresidual in the backward pass."""
 
-from .compiled import activate, device, slope
+from .callees import device
+from .compiled import activate, slope
 from .geometry import D, G, N, PAST, S
 from .masks import only_valid
 from .memory import lanes, load, present, store, stream, until_aligned

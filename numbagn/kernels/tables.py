@@ -1,8 +1,8 @@
 """What stands for each element or channel: parameters, and tables in a task's scratch."""
 
-from .compiled import device, inlined
+from .callees import device, inlined
 from .geometry import B_C, B_N, C, PITCH, S, W_C, W_N
-from .memory import accumulate, lanes, load, load_one, offset, splat, store, store_one, values
+from .memory import accumulate, lanes, load, load_one, offset, splat, store, store_one
 from .vectors import lane_sum
 
 # Channels last: rows of one column summed in the accumulator's type, in registers, before float64 takes over.
@@ -42,8 +42,8 @@ def element_parameters(dims, n, first, weight, bias, slot):
     """
     if dims[S] == 1:
         return (
-            values(weight), n * dims[W_N] + first * dims[W_C], dims[W_C],
-            values(bias), n * dims[B_N] + first * dims[B_C], dims[B_C],
+            weight, n * dims[W_N] + first * dims[W_C], dims[W_C],
+            bias, n * dims[B_N] + first * dims[B_C], dims[B_C],
         )  # fmt: skip
     return slot, first, 1, offset(slot, dims[PITCH]), first, 1
 

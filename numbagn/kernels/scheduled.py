@@ -1,0 +1,15 @@
+"""What `_schedule` shares out by the shapes alone, for compiled code."""
+
+from numba.core.extending import register_jitable
+
+from .. import _schedule
+from .callees import CALLEE
+from .geometry import FIELDS
+
+for _function in (
+    _schedule.first_work, _schedule.last_work, _schedule.backward_first_work, _schedule.backward_last_work,
+    _schedule._parts, _schedule._width, _schedule._rows, _schedule._elements,
+):  # fmt: skip
+    register_jitable(**CALLEE)(_function)
+
+WORK_FIELDS = tuple(map(FIELDS.index, _schedule.WORK))
