@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from . import accuracy, batch_size, cold_start, pipeline, plot, run
+from . import accuracy, batch_size, cold_start, gpu, pipeline, plot, run
 
 DESCRIPTION = """\
 Remake every figure that the project states of itself: speed, accuracy and start-up time.
@@ -14,6 +14,7 @@ Remake every figure that the project states of itself: speed, accuracy and start
   python -m benchmarks cold-start    time of import and of the first result          -> results/cold_start.csv
   python -m benchmarks pipeline      a residual block with three norms to choose from -> results/pipeline.csv
   python -m benchmarks batch-size    test error of small networks by batch size      -> results/batch_size.csv
+  python -m benchmarks gpu           speed on a GPU, where there is one               -> results/gpu.csv
   python -m benchmarks plot          figures, and the tables in README.md, from those files
 
 Each command has its own --help. Peers are optional: torch, onnx + onnxruntime, openvino, jax; those not installed are
@@ -25,6 +26,7 @@ COMMANDS = {
     "cold-start": cold_start,
     "pipeline": pipeline,
     "batch-size": batch_size,
+    "gpu": gpu,
     "plot": plot,
 }
 
@@ -41,6 +43,9 @@ def main(arguments: list[str]) -> None:
         COMMANDS[options.command].main(options)
         return
     for name, module in COMMANDS.items():
+        if module is gpu and gpu.why_not():
+            print(f"python -m benchmarks gpu: left out, {gpu.why_not()}", file=sys.stderr)
+            continue
         module.main(parser.parse_args([name]))
 
 
