@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numbagn._bench.cases import CASES, VARIANTS, Case, Variant
-from numbagn._bench.results import provenance, write
 
 import numbagn
+from numbagn._bench.cases import CASES, VARIANTS, Case, Variant
+from numbagn._bench.results import provenance, write
 
 from . import RESULTS
 
