@@ -57,6 +57,19 @@ def test_repeated_calls_into_out_and_in_place(rng, one_thread):
             assert same_bits(got[0], gradient)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_repeated_calls_into_out_of_any_order_and_strides(rng, one_thread, layout):
+    x = in_layout(normal(rng, (2, 6, 5, 7), np.float32), layout)
+    want = numbagn.group_norm(x, 3)
+    for order in ("K", "C", "F", "gaps"):
+        _calls.forget_plans()
+        for _ in range(3):
+            out = np.repeat(x, 2, axis=-1)[..., ::2] if order == "gaps" else np.empty_like(x, order=order)
+            numbagn.group_norm(x, 3, out=out)
+            assert same_bits(np.ascontiguousarray(out), np.ascontiguousarray(want))
+        assert len(_calls._plans) == (out.strides == x.strides)
+
+
 def test_a_plan_lets_nothing_through_that_the_checks_refuse(rng, one_thread):
     x, w = normal(rng, (2, 4, 5), np.float32), np.ones(4, np.float32)
     y, mean, rstd = numbagn.group_norm_forward(x, 1, w, w)
