@@ -61,7 +61,7 @@ def whole_of(elements: int, count: int) -> Whole | None:
     vectors, small, most = -(-elements // count), max(32, THREADS // 2), 2 * THREADS
     if vectors <= 32:
         return Whole(1, 1 << (vectors - 1).bit_length(), small)
-    for each, team in ((4, 32), (4, THREADS), (8, THREADS), (8, most), (16, most)):
+    for each, team in ((4, 32), (4, THREADS), (4, most), (8, most), (16, most)):
         if vectors <= each * team and each * count <= 64:
             return Whole(each, team, max(team, small))
     return None

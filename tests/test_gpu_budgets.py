@@ -23,8 +23,12 @@ def test_the_committed_table_is_within_the_budget(capability):
         text = " ".join(row.values())
         registers, threads = int(row["registers"]), int(row["threads"])
         assert -(-registers // 8) * 8 * threads <= LAUNCHABLE, text
-        assert row["spills"] == row["generic"] == "0", text
-        assert int(row["local"]) <= 2 if row["dtype"] != "float32" else row["local"] == "0", text
+        assert row["generic"] == "0", text
+        if row["dtype"] == "float64":  # its divisions are calls, around which a few registers are saved
+            assert int(row["spills"]) <= 64, text
+            assert int(row["local"]) <= 8, text
+        else:
+            assert row["spills"] == row["stack"] == row["local"] == "0", text
         if row["kernel"].startswith("forward whole"):
             vectors = int(row["kernel"].rpartition("x")[2]) if "x" in row["kernel"] else 4
             assert int(row["loads_128"]) >= vectors, text

@@ -92,8 +92,8 @@ def whole(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise, vecto
 
     @device
     def finish(
-        j, registers, thread, size, S, S_mul, S_shift, valid, n, c, res, res_n, res_r, y, y_n, y_r, w, w_n, w_c, b, b_n,
-        b_c, scale, shift, lack, r,
+        j, state, registers, thread, size, S, S_mul, S_shift, valid, n, c, res, res_n, res_r, y, y_n, y_r, w, w_n, w_c,
+        b, b_n, b_c, scale, shift, lack, r,
     ):  # fmt: skip
         e = (thread + j * team) * count
         if e < size:
@@ -107,8 +107,25 @@ def whole(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise, vecto
                 )  # fmt: skip
             else:
                 store(y, n * y_n + (c + d) * y_r + s, kind, splat(0.0, kind, count))
+        return state
 
-    finish_all = unrolled(finish, vectors)
+    @device
+    def add(j, lanes, registers, scale):
+        return fma(unpack(kept(registers, j, held, count), acc), scale, lanes)
+
+    @device
+    def add_differences(j, both, registers, scale, m, thread, size, S, S_mul, S_shift, valid):
+        lanes, lanes_2 = both
+        e = (thread + j * team) * count
+        if e < size:
+            s = e - divide(e, S_mul, S_shift) * S if padded else 0
+            if s < valid:
+                d = fma(unpack(kept(registers, j, held, count), acc), scale, -m)
+                lanes = lanes + d
+                lanes_2 = fma(d, d, lanes_2)
+        return lanes, lanes_2
+
+    finish_all, sum_all, sum_differences = (unrolled(body, vectors) for body in (finish, add, add_differences))
 
     @kernel(threads)
     def forward_whole(
@@ -146,21 +163,10 @@ def whole(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise, vecto
         squares = zero
         again = True
         while again:
-            lanes = splat(0.0, held, count)
-            for j in range(vectors):
-                lanes = fma(unpack(kept(registers, j, held, count), acc), scale, lanes)
-            total, _ = sums(lane_sum(lanes), zero)
+            total, _ = sums(lane_sum(sum_all(0, splat(0.0, held, count), registers, scale)), zero)
             m = total / scalar(max(elements, 1))
-            lanes = splat(0.0, held, count)
-            lanes_2 = splat(0.0, held, count)
-            for j in range(vectors):
-                e = (thread + j * team) * count
-                if e < size:
-                    s = e - divide(e, S_mul, S_shift) * S if padded else 0
-                    if s < valid:
-                        d = fma(unpack(kept(registers, j, held, count), acc), scale, -m)
-                        lanes = lanes + d
-                        lanes_2 = fma(d, d, lanes_2)
+            nothing = splat(0.0, held, count), splat(0.0, held, count)
+            lanes, lanes_2 = sum_differences(0, nothing, registers, scale, m, thread, size, S, S_mul, S_shift, valid)
             total, squares = sums(lane_sum(lanes), lane_sum(lanes_2))
             wanted = next_scale(squares, m, scale, eps)
             again = wanted != scale
@@ -186,8 +192,8 @@ def whole(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise, vecto
             r, scale = shared[first + RSTD], shared[first + SCALE]
 
         finish_all(
-            0, registers, thread, size, S, S_mul, S_shift, valid, n, c, res, res_n, res_r, y, y_n, y_r, w, w_n, w_c, b,
-            b_n, b_c, scale, shift, lack, r,
+            0, 0, registers, thread, size, S, S_mul, S_shift, valid, n, c, res, res_n, res_r, y, y_n, y_r, w, w_n, w_c,
+            b, b_n, b_c, scale, shift, lack, r,
         )  # fmt: skip
 
     return forward_whole

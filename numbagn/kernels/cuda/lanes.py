@@ -235,15 +235,8 @@ def _narrow(builder, value, packed):
     if packed.kind in ("float32", "float64"):
         return builder.bitcast(value, words)
 
-    if packed.kind == "float16":
-        halves = ir.Constant(ir.VectorType(I16, 2 * packed.words), [0] * 2 * packed.words)
-        for i in range(packed.count):
-            half = builder.fptrunc(builder.extract_element(value, I32(i)), F16)
-            halves = builder.insert_element(halves, builder.bitcast(half, I16), I32(i))
-        return builder.bitcast(halves, words)
-
-    def rounded(i):
-        """Lane i as bfloat16 in the upper half, to nearest even: capability 7.5 has no instruction for it."""
+    def upper(i):
+        """Lane i as bfloat16 in the upper half of a word, to nearest even: capability 7.5 has no instruction for it."""
         lane = builder.extract_element(value, I32(i))
         bits = builder.bitcast(lane, I32)
         odd = builder.and_(builder.lshr(bits, I32(16)), I32(1))
@@ -251,11 +244,20 @@ def _narrow(builder, value, packed):
         nan = builder.fcmp_unordered("uno", lane, lane)
         return builder.select(nan, builder.or_(bits, I32(0x400000)), nearest)
 
+    def half(i):
+        return builder.zext(builder.bitcast(builder.fptrunc(builder.extract_element(value, I32(i)), F16), I16), I32)
+
+    # by words: a vector of halves NVVM stores by 64 bits or less
     total = ir.Constant(words, ir.Undefined)
     for i in range(packed.words):
-        word = builder.lshr(rounded(2 * i), I32(16))
-        if packed.count > 1:
-            word = builder.or_(word, builder.and_(rounded(2 * i + 1), I32(0xFFFF0000)))
+        if packed.kind == "float16":
+            word = half(2 * i)
+            if packed.count > 1:
+                word = builder.or_(word, builder.shl(half(2 * i + 1), I32(16)))
+        else:
+            word = builder.lshr(upper(2 * i), I32(16))
+            if packed.count > 1:
+                word = builder.or_(word, builder.and_(upper(2 * i + 1), I32(0xFFFF0000)))
         total = builder.insert_element(total, word, I32(i))
     return total
 

@@ -127,19 +127,19 @@ def valid_positions(lengths, n, inner, S):
 
 
 def unrolled(body, times):
-    """A function (0, arguments) that calls ``body(j, arguments)`` for j = 0 .. times - 1, each call a copy of it.
+    """A function (0, state, arguments): state after ``state = body(j, state, arguments)`` for j = 0 .. times - 1.
 
-    NVVM keeps a loop whose body is long; arrays that it indexes by the loop's variable then lie in local memory.
+    Each call is a copy of the body. NVVM keeps a loop whose body is long, and for compute capability 10 short ones too;
+    arrays that it indexes by the loop's variable then lie in local memory.
     """
     if times == 1:
         return body
-    half, rest = unrolled(body, times // 2), unrolled(body, times - times // 2)
     middle = times // 2
+    half, rest = unrolled(body, middle), unrolled(body, times - middle)
 
     @device
-    def both(j, *arguments):
-        half(j, *arguments)
-        rest(j + middle, *arguments)
+    def both(j, state, *arguments):
+        return rest(j + middle, half(j, state, *arguments), *arguments)
 
     return both
 
