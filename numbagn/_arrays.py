@@ -161,17 +161,17 @@ _FAMILIES = (
         lambda tensor: DEVICE if tensor.is_cuda else "",
     ),
     Family(
-        "numpy",  # where nothing more is needed
-        lambda numpy, kind: _on_device(kind),
-        _device_view,
-        _as_it_is,
-        elsewhere=lambda array: DEVICE,
-    ),
-    Family(
         "jax",
         lambda jax, kind: issubclass(kind, (jax.Array, jax.core.Tracer)),
         _jax_view,
         _jax_back,
+    ),
+    Family(
+        "numpy",  # where nothing more is needed; behind JAX, whose arrays on a CPU have the attribute
+        lambda numpy, kind: _on_device(kind),
+        _device_view,
+        _as_it_is,
+        elsewhere=lambda array: DEVICE,
     ),
     Family(
         "dask.array",

@@ -91,10 +91,12 @@ def described(name: str, value: Any) -> DeviceArray:
         ) from None
     shape, typestr = tuple(interface["shape"]), interface["typestr"]
     dtype = bfloat16(name) if typestr[1:] == "V2" else np.dtype(typestr)
-    address, _ = interface["data"]
-    array = shape_only(shape, interface.get("strides"), dtype)
-    if address % dtype.itemsize:
+    address, strides = interface["data"][0], interface.get("strides")
+    if not dtype.isnative or interface.get("mask") is not None:
+        raise TypeError(f"{name} must be of native byte order and without a mask on a GPU, got {typestr}")
+    if any(place % dtype.itemsize for place in (address, *(strides or ()))):
         raise ValueError(f"{name} must be aligned to its {dtype.itemsize} bytes an element, got address {address}")
+    array = shape_only(shape, strides, dtype)
     return DeviceArray(array, int(address), value, interface.get("stream"))
 
 
@@ -229,8 +231,11 @@ MOST_UPLOADED = 256
 _uploaded: dict[tuple[Any, ...], Any] = {}
 
 
-def uploaded(name: str, values: Array) -> DeviceArray:
-    """A copy of a small array on the current device; the same values are copied once."""
+def uploaded(name: str, values: Array, stream: Any) -> DeviceArray:
+    """A copy of a small array on the current device, made on `stream`: the same values are copied once for each.
+
+    A stream may not wait for copies that were begun on another; nor may the host, if a copy on its own stream will do.
+    """
     cuda = cuda_module()
     values = np.ascontiguousarray(values)
     storage = values.view(np.uint16) if values.dtype.name == "bfloat16" else values
@@ -238,13 +243,14 @@ def uploaded(name: str, values: Array) -> DeviceArray:
         values.tobytes(),
         values.dtype.name,
         values.shape,
+        stream,
         0 if simulated_target(cuda) else cuda.get_current_device().id,
     )
     copy = _uploaded.get(key)
     if copy is None:
         if len(_uploaded) >= MOST_UPLOADED:
             _uploaded.clear()
-        copy = _uploaded[key] = cuda.to_device(storage)
+        copy = _uploaded[key] = cuda.to_device(storage, stream=stream)
     device = described(name, copy)
     return device._replace(array=shape_only(values.shape, None, values.dtype))
 

@@ -64,14 +64,17 @@ def _forward(
 
     call = Call(came, maker_of(came))
     p, dev = problem_of(call, came, num_groups, eps, channel_axis, activation)
-    w, b = dense(call, parameter_of("weight", weight, p)), dense(call, parameter_of("bias", bias, p))
+    w, b = parameter_of(call, "weight", weight, p), parameter_of(call, "bias", bias, p)
     s, r = operand_of("skip", skip, p), operand_of("residual", residual, p)
     wanted = None if out is None else output_of(out, p)
     padded = lengths_in(call, lengths, mask, p)
     y = wanted or call.empty(p.shape, strides_like(came.array), p.result)
     shape = (2, *p.statistics_shape)
     stats = call.empty(shape, dense_strides(shape, range(len(shape)), 8), np.float64)
-    mean, rstd = (stats.owner[:1], stats.owner[1:]) if len(shape) == 1 else (stats.owner[0], stats.owner[1])
+    if len(shape) == 1:  # one row in all: Numba would copy an indexed number to the host
+        mean, rstd = stats.owner[:1].reshape(()), stats.owner[1:].reshape(())
+    else:
+        mean, rstd = stats.owner[0], stats.owner[1]
     if p.size == 0:
         if stats.array.size:
             call.clear(stats)
@@ -152,7 +155,7 @@ def _backward(
 
     call = Call(came, maker_of(came))
     p, dev = problem_of(call, came, num_groups, 0.0, channel_axis, activation)
-    w, b = dense(call, parameter_of("weight", weight, p)), dense(call, parameter_of("bias", bias, p))
+    w, b = parameter_of(call, "weight", weight, p), parameter_of(call, "bias", bias, p)
     s, r = operand_of("skip", skip, p), operand_of("residual", residual, p)
     if dy is None:
         raise TypeError("dy must be a device array as x is, got None")

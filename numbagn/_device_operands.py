@@ -78,7 +78,7 @@ class Call:
 
     def clear(self, target: DeviceArray) -> None:
         """Fill a small array with zeros."""
-        zeros = uploaded("zeros", np.zeros(target.array.shape, target.array.dtype))
+        zeros = uploaded("zeros", np.zeros(target.array.shape, target.array.dtype), self.maker.stream)
         self.copy(zeros, target)
 
     def relaid(self, source: DeviceArray, order: Any) -> DeviceArray:
@@ -155,17 +155,17 @@ def _rows_walk(array: Array, lead: int) -> bool:
     return steps_of_rows(array.shape, array.strides, array.itemsize, order) is not None
 
 
-def parameter_of(name: str, value: Any, p: Problem) -> DeviceArray | None:
+def parameter_of(call: Call, name: str, value: Any, p: Problem) -> DeviceArray | None:
     """A weight or bias on the device, dense; arrays of the host are copied there."""
     if value is None:
         return None
-    host = type(value) is np.ndarray
+    host = type(value) in (np.ndarray, np.memmap)
     array = value if host else described(name, value).array
     float_row(name, array)
     shape_of_parameter(name, array.shape, p)
     if host:
-        return uploaded(name, value.astype(value.dtype.newbyteorder("="), copy=False))
-    return described(name, value)
+        return uploaded(name, value.astype(value.dtype.newbyteorder("="), copy=False), call.maker.stream)
+    return dense(call, described(name, value))
 
 
 def dense(call: Call, device: DeviceArray | None) -> DeviceArray | None:
@@ -204,16 +204,17 @@ def lengths_in(call: Call, lengths: Any, mask: Any, p: Problem) -> bool:
     if isinstance(p, Rows):
         raise ValueError("lengths must not be given to layer norm, which normalizes each row by itself")
     if isinstance(lengths, (np.ndarray, list, tuple)):
-        given = uploaded("lengths", lengths_of(lengths, p, spatial))
+        given = uploaded("lengths", lengths_of(lengths, p, spatial), call.maker.stream)
     else:
         given = described("lengths", lengths)
         if given.array.dtype != np.int64:
             raise TypeError(f"lengths must have dtype int64 on a GPU, got {given.array.dtype}")
         if given.array.shape != (p.N,):
             raise ValueError(f"lengths must have shape ({p.N},), got {given.array.shape}")
+        if not given.array.flags.c_contiguous:
+            raise ValueError(f"lengths must be contiguous on a GPU, got strides {given.array.strides}")
     if not spatial or not outermost(p, spatial[0]):
         raise ValueError("lengths must count along the outermost spatial axis in memory on a GPU")
-    given = dense(call, given) or given
     call.alive.append(given)
     inner = 1
     for axis in spatial[1:]:
@@ -228,7 +229,7 @@ def output_of(value: Any, p: Problem) -> DeviceArray:
         raise TypeError(f"out must have x's dtype {p.result}, got {device.array.dtype}")
     if device.array.shape != p.shape:
         raise ValueError(f"out must have x's shape {p.shape}, got {device.array.shape}")
-    if read_only(value):
+    if read_only(device.owner):
         raise ValueError("out must be writable, got a read-only array")
     return device
 

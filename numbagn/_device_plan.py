@@ -75,7 +75,7 @@ def rows_of(elements: int, count: int, wide: bool) -> Whole | None:
         return Whole(1, 1 << (vectors - 1).bit_length(), small)
     for each, team in ((1, 64), (1, small), (1, THREADS), (1, most), (2, most)):
         if vectors <= each * team and team % 32 == 0 and (each == 1 or not wide):
-            return Whole(each, team, max(team, small))
+            return Whole(each, team, team)
     return Whole(4, most, most) if count == 1 and vectors <= 4 * most else None
 
 

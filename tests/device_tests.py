@@ -265,7 +265,9 @@ def test_odd_strides(rng, view):
     close(receive(numbagn.group_norm(device, 2)), reference.group_norm(x, 2)[0], 3e-6)
 
 
-@pytest.mark.parametrize("shape", [(5, 12), (3, 2, 67)] if SIMULATED else [(5, 12), (3, 2, 67), (2, 3, 1030)])
+@pytest.mark.parametrize(
+    "shape", [(5, 12), (3, 2, 67), (9,)] if SIMULATED else [(5, 12), (3, 2, 67), (2, 3, 1030), (3, 37), (9,), (2, 512)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_layer_norm_and_its_backward(rng, shape, dtype):
     x, dy = (normal(rng, shape, DTYPES[dtype]) for _ in range(2))
@@ -277,6 +279,21 @@ def test_layer_norm_and_its_backward(rng, shape, dtype):
     assert receive(kept.mean).shape == saved.mean.shape
     for mine, theirs in zip(layer.backward(send(dy), kept), layer.backward(dy, saved), strict=True):
         close(receive(mine), theirs.astype(np.float64), 4 * GRADIENTS[dtype] + 1e-5)
+
+
+def test_memory_that_no_kernel_could_read_rightly_is_refused(rng):
+    x = send(normal(rng, (2, 4, 6), np.float32))
+    with pytest.raises(ValueError, match="lengths must be contiguous"):
+        numbagn.group_norm(x, 2, lengths=cuda.to_device(np.array([3, 9, 6, 9]))[::2])
+    if SIMULATED:
+        return
+    owner = cuda.to_device(np.zeros(64, np.float32))
+    for strides, typestr, kind in (
+        ((96, 24, 6), "<f4", ValueError),
+        (None, ">f4", TypeError),
+    ):
+        with pytest.raises(kind, match="x must be"):
+            numbagn.group_norm(Exported(owner, (2, 4, 6), strides, typestr), 2)
 
 
 def test_layers_take_device_arrays(rng):

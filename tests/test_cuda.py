@@ -1,5 +1,6 @@
 """The GPU path: in Numba's simulator on any machine, and on a GPU where there is one, each in a process of its own."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -72,6 +73,15 @@ def test_nothing_of_cuda_is_imported_for_arrays_of_the_cpu():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_team_is_in_one_warp_or_a_whole_block():
+    from numbagn._device_plan import rows_of, whole_of
+
+    for count, elements in itertools.product((1, 2, 4, 8), range(1, 40000, 31)):
+        for plan in (whole_of(elements, count), rows_of(elements, count, False), rows_of(elements, count, True)):
+            assert plan is None or plan.threads == plan.team > 32 or plan.threads % plan.team == 0 < plan.team <= 32
+            assert plan is None or plan.vectors * plan.team * count >= elements
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 5, 7, 10, 49, 320, 2047, 65537, 2**31 - 1])

@@ -120,7 +120,7 @@ def divide(value, multiplier, shift):
 @device
 def valid_positions(lengths, n, inner, S):
     """How many positions of sample n are valid; lengths in a GPU's memory nobody has checked."""
-    return min(max(load_integer(lengths, n), 0) * inner, S)
+    return min(min(max(load_integer(lengths, n), 0), S) * inner, S)
 
 
 # ----------------------------------------------------------------------------------------------------------- unrolling
