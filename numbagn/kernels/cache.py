@@ -42,6 +42,11 @@ def distrust(path):
     return None
 
 
+def _locator(name):
+    """Numba's class; before 0.62 their names began with an underscore."""
+    return getattr(caching, name, None) or getattr(caching, f"_{name}")
+
+
 class _Place:
     """A place for a cache that is looked at before it is used; a mixin for Numba's locators."""
 
@@ -57,22 +62,22 @@ class _Place:
             raise PermissionError(f"{reason}, so it cannot hold code")
 
 
-class Chosen(_Place, caching.UserProvidedCacheLocator):
+class Chosen(_Place, _locator("UserProvidedCacheLocator")):
     """NUMBA_CACHE_DIR."""
 
 
-class InTree(_Place, caching.InTreeCacheLocator):
+class InTree(_Place, _locator("InTreeCacheLocator")):
     """Beside the sources."""
 
     def check(self):
         """Whoever may write there may change the sources too."""
 
 
-class UserWide(_Place, caching.UserWideCacheLocator):
+class UserWide(_Place, _locator("UserWideCacheLocator")):
     """The user's own folder for caches."""
 
 
-class Zipped(_Place, caching.ZipCacheLocator):
+class Zipped(_Place, _locator("ZipCacheLocator")):
     """The same, for a package in a zip archive; Numba's takes the place without looking at it."""
 
     @classmethod
