@@ -88,6 +88,10 @@ class Call:
         self.copy(source, dense)
         return dense
 
+    def laid_out(self, p: Problem, dtype: Any) -> DeviceArray:
+        """New memory for an array of x's shape, laid out as x."""
+        return self.empty(p.shape, dense_strides(p.shape, order_of(p), np.dtype(dtype).itemsize), dtype)
+
     def operand(self, name: str, short: str, device: DeviceArray | None, p: Problem) -> DeviceArray | None:
         """Put an array of x's shape among the arguments, laid out as x; None becomes zeros that nothing reads."""
         if device is not None and (p.steps(device.array) is None or min(device.array.strides, default=0) < 0):
@@ -248,7 +252,7 @@ def target_of(call: Call, out: DeviceArray, p: Problem, same: list[Any], others:
     fits = p.steps(out.array) is not None and min(out.array.strides) >= 0 and not p.overlaps_itself(out.array)
     if fits and not any(map(in_the_way, same)) and not any(map(meets, others)):
         return out
-    return call.empty(p.shape, dense_strides(p.shape, order_of(p), out.array.itemsize), out.array.dtype)
+    return call.laid_out(p, out.array.dtype)
 
 
 def count_of(p: Problem, devices: dict[str, DeviceArray | None], last: bool, lanewise: bool, padded: bool) -> int:

@@ -227,7 +227,9 @@ def test_out_and_in_place(rng, layout):
             assert numbagn.group_norm(own, groups, out=own) is own
             other = send(np.empty(shape[::-1], np.float32).transpose())  # of another memory order
             numbagn.group_norm(send(x), groups, out=other)
-        for result in (out, own, other):
+            unaligned = cuda.device_array(x.size + 1, x.dtype)[1:].reshape(shape)
+            numbagn.group_norm(send(x), groups, out=unaligned)
+        for result in (out, own, other, unaligned):
             assert np.array_equal(receive(result), want)
 
 
