@@ -16,7 +16,6 @@ from ._device_operands import (
     dense,
     lengths_in,
     operand_of,
-    order_of,
     output_of,
     parameter_of,
     problem_of,
@@ -65,8 +64,8 @@ def _forward(
     call = Call(came, maker_of(came))
     p, dev = problem_of(call, came, num_groups, eps, channel_axis, activation)
     w, b = parameter_of(call, "weight", weight, p), parameter_of(call, "bias", bias, p)
-    s, r = operand_of("skip", skip, p), operand_of("residual", residual, p)
-    wanted = None if out is None else output_of(out, p)
+    s, r = operand_of(call, "skip", skip, p), operand_of(call, "residual", residual, p)
+    wanted = None if out is None else output_of(call, out, p)
     padded = lengths_in(call, lengths, mask, p)
     y = wanted or call.empty(p.shape, strides_like(came.array), p.result)
     shape = (2, *p.statistics_shape)
@@ -82,13 +81,14 @@ def _forward(
     target = target_of(call, y, p, [dev, s, r], [w, b])
     x = call.operand("x", "x", dev, p)
     s, r = call.operand("skip", "skip", s, p), call.operand("res", "res", r, p)
-    call.operand("y", "y", target, p)
     w_kind, b_kind = call.parameter("weight", w, p), call.parameter("bias", b, p)
 
     D, groups, last = p.C // p.G, p.N * p.G, layout_is_last(p.layout, p.S)
     lanewise = p.S == 1 and not last
-    devices = {"x": x, "skip": s, "res": r, "y": target, "weight": w, "bias": b}
-    count = count_of(p, devices, last, lanewise, padded)
+    count = count_of(p, {"x": x, "skip": s, "res": r, "weight": w, "bias": b}, last, lanewise, padded)
+    if count_of(p, {"y": target}, last, lanewise, padded) < count:  # where y lies must not change the order of sums
+        target = call.laid_out(p, p.result)
+    call.operand("y", "y", target, p)
     lanewise = lanewise and count > 1
     kind, skip_kind, res_kind = p.dtype.name, s.kind if s else "", r.kind if r else ""
     options = (kind, skip_kind, res_kind, w_kind, b_kind, ACTIVATIONS[p.activation], count)
@@ -156,18 +156,16 @@ def _backward(
     call = Call(came, maker_of(came))
     p, dev = problem_of(call, came, num_groups, 0.0, channel_axis, activation)
     w, b = parameter_of(call, "weight", weight, p), parameter_of(call, "bias", bias, p)
-    s, r = operand_of("skip", skip, p), operand_of("residual", residual, p)
+    s, r = operand_of(call, "skip", skip, p), operand_of(call, "residual", residual, p)
     if dy is None:
         raise TypeError("dy must be a device array as x is, got None")
-    g = operand_of("dy", dy, p)
-    m, rs = statistics_of("mean", mean, p), statistics_of("rstd", rstd, p)
-    wanted = None if out is None else output_of(out, p)
+    g = operand_of(call, "dy", dy, p)
+    m, rs = statistics_of(call, "mean", mean, p), statistics_of(call, "rstd", rstd, p)
+    wanted = None if out is None else output_of(call, out, p)
     padded = lengths_in(call, lengths, mask, p)
     m, rs = dense(call, m) or m, dense(call, rs) or rs
     dx = wanted or call.empty(p.shape, strides_like(came.array), p.result)
-    dr = (
-        None if r is None else call.empty(p.shape, dense_strides(p.shape, order_of(p), r.array.itemsize), r.array.dtype)
-    )
+    dr = None if r is None else call.laid_out(p, r.array.dtype)
     accumulator = p.dtype.accumulator
     results = []
     for given in (w, b):
@@ -184,15 +182,17 @@ def _backward(
     target = target_of(call, dx, p, [dev, s, r, g], [w, b, m, rs])
     x = call.operand("x", "x", dev, p)
     s, r, g = (call.operand(name, name, v, p) for name, v in (("skip", s), ("res", r), ("dy", g)))
-    call.operand("dx", "dx", target, p)
     call.operand("dres", "dres", dr, p)
     w_kind, b_kind = call.parameter("weight", w, p), call.parameter("bias", b, p)
 
     D, groups, last = p.C // p.G, p.N * p.G, layout_is_last(p.layout, p.S)
     own = any(v is not None and v.array.shape != p.parameter_shapes[0] for v in (w, b))
     lanewise = p.S == 1 and not last and not own
-    devices = {"x": x, "skip": s, "res": r, "dy": g, "dx": target, "dres": dr, "weight": w, "bias": b}
-    count = count_of(p, devices, last, lanewise, padded)
+    given_in = {"x": x, "skip": s, "res": r, "dy": g, "dres": dr, "weight": w, "bias": b}
+    count = count_of(p, given_in, last, lanewise, padded)
+    if count_of(p, {"dx": target}, last, lanewise, padded) < count:  # as for y
+        target = call.laid_out(p, p.result)
+    call.operand("dx", "dx", target, p)
     assert g is not None
     kind, skip_kind, res_kind = p.dtype.name, s.kind if s else "", r.kind if r else ""
     options = (

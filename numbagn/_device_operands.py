@@ -38,10 +38,19 @@ class Call:
 
     def __init__(self, x: DeviceArray, maker: Maker) -> None:
         self.maker = maker
+        self.device = device_of(x.owner)
         self.values: dict[str, Any] = {}  # arguments of kernels by name
         self.alive: list[Any] = []  # what kernels work on, until all are launched
         # stands for the address of what is not given and not read
         self.nothing: Any = np.zeros(1, np.uint64) if simulated(x.owner) else 0
+
+    def described(self, name: str, value: Any) -> DeviceArray:
+        """What came beside x, on the same device: kernels cannot read another's memory."""
+        device = described(name, value)
+        number = device_of(device.owner)
+        if number is not None and self.device is not None and number != self.device:
+            raise ValueError(f"{name} must lie on x's device {self.device}, got device {number}")
+        return device
 
     def launch(self, kernel: Any, blocks: int, **more: Any) -> None:
         from .kernels.cuda.target import launch
@@ -87,6 +96,10 @@ class Call:
         dense = self.empty(shape, dense_strides(shape, order, dtype.itemsize), dtype)
         self.copy(source, dense)
         return dense
+
+    def laid_out(self, p: Problem, dtype: Any) -> DeviceArray:
+        """New memory for an array of x's shape, laid out as x."""
+        return self.empty(p.shape, dense_strides(p.shape, order_of(p), np.dtype(dtype).itemsize), dtype)
 
     def operand(self, name: str, short: str, device: DeviceArray | None, p: Problem) -> DeviceArray | None:
         """Put an array of x's shape among the arguments, laid out as x; None becomes zeros that nothing reads."""
@@ -160,12 +173,13 @@ def parameter_of(call: Call, name: str, value: Any, p: Problem) -> DeviceArray |
     if value is None:
         return None
     host = type(value) in (np.ndarray, np.memmap)
-    array = value if host else described(name, value).array
+    device = None if host else call.described(name, value)
+    array = value if device is None else device.array
     float_row(name, array)
     shape_of_parameter(name, array.shape, p)
-    if host:
+    if device is None:
         return uploaded(name, value.astype(value.dtype.newbyteorder("="), copy=False), call.maker.stream)
-    return dense(call, described(name, value))
+    return dense(call, device)
 
 
 def dense(call: Call, device: DeviceArray | None) -> DeviceArray | None:
@@ -175,18 +189,18 @@ def dense(call: Call, device: DeviceArray | None) -> DeviceArray | None:
     return call.relaid(device, range(device.array.ndim))
 
 
-def operand_of(name: str, value: Any, p: Problem) -> DeviceArray | None:
+def operand_of(call: Call, name: str, value: Any, p: Problem) -> DeviceArray | None:
     if value is None:
         return None
-    device = described(name, value)
+    device = call.described(name, value)
     float_row(name, device.array)
     if device.array.shape != p.shape:
         raise ValueError(f"{name} must have x's shape {p.shape}, got {device.array.shape}")
     return device
 
 
-def statistics_of(name: str, value: Any, p: Problem) -> DeviceArray:
-    device = described(name, value)
+def statistics_of(call: Call, name: str, value: Any, p: Problem) -> DeviceArray:
+    device = call.described(name, value)
     float_row(name, device.array)
     if device.array.shape != p.statistics_shape:
         raise ValueError(f"{name} must have shape {p.statistics_shape}, got {device.array.shape}")
@@ -206,7 +220,7 @@ def lengths_in(call: Call, lengths: Any, mask: Any, p: Problem) -> bool:
     if isinstance(lengths, (np.ndarray, list, tuple)):
         given = uploaded("lengths", lengths_of(lengths, p, spatial), call.maker.stream)
     else:
-        given = described("lengths", lengths)
+        given = call.described("lengths", lengths)
         if given.array.dtype != np.int64:
             raise TypeError(f"lengths must have dtype int64 on a GPU, got {given.array.dtype}")
         if given.array.shape != (p.N,):
@@ -223,8 +237,8 @@ def lengths_in(call: Call, lengths: Any, mask: Any, p: Problem) -> bool:
     return True
 
 
-def output_of(value: Any, p: Problem) -> DeviceArray:
-    device = described("out", value)
+def output_of(call: Call, value: Any, p: Problem) -> DeviceArray:
+    device = call.described("out", value)
     if device.array.dtype != p.result:
         raise TypeError(f"out must have x's dtype {p.result}, got {device.array.dtype}")
     if device.array.shape != p.shape:
@@ -248,7 +262,7 @@ def target_of(call: Call, out: DeviceArray, p: Problem, same: list[Any], others:
     fits = p.steps(out.array) is not None and min(out.array.strides) >= 0 and not p.overlaps_itself(out.array)
     if fits and not any(map(in_the_way, same)) and not any(map(meets, others)):
         return out
-    return call.empty(p.shape, dense_strides(p.shape, order_of(p), out.array.itemsize), out.array.dtype)
+    return call.laid_out(p, out.array.dtype)
 
 
 def count_of(p: Problem, devices: dict[str, DeviceArray | None], last: bool, lanewise: bool, padded: bool) -> int:

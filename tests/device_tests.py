@@ -15,7 +15,7 @@ from test_backward import TOLERANCE as GRADIENTS
 from test_forward import make
 
 import numbagn
-from numbagn import _device_calls, _device_plan, reference
+from numbagn import _device_calls, _device_operands, _device_plan, reference
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 if SIMULATED:  # lanes are NumPy arrays there, which warn of infinities
@@ -227,7 +227,9 @@ def test_out_and_in_place(rng, layout):
             assert numbagn.group_norm(own, groups, out=own) is own
             other = send(np.empty(shape[::-1], np.float32).transpose())  # of another memory order
             numbagn.group_norm(send(x), groups, out=other)
-        for result in (out, own, other):
+            unaligned = cuda.device_array(x.size + 1, x.dtype)[1:].reshape(shape)
+            numbagn.group_norm(send(x), groups, out=unaligned)
+        for result in (out, own, other, unaligned):
             assert np.array_equal(receive(result), want)
 
 
@@ -342,3 +344,11 @@ def test_what_the_device_has_no_kernels_for_says_so():
         numbagn.group_moments(x, 2)
     with pytest.raises(TypeError, match="weight must lie in CPU memory"):
         numbagn.group_norm(np.ones((2, 8, 4), np.float32), 2, send(np.ones(8, np.float32)))
+
+
+def test_arrays_of_another_device_are_refused(rng, monkeypatch):
+    x, skip = (cuda.to_device(normal(rng, (2, 4, 6), np.float32)) for _ in range(2))
+    monkeypatch.setattr(_device_operands, "device_of", lambda owner: int(owner is skip))
+    monkeypatch.setattr(_device_calls, "current", contextlib.nullcontext)
+    with pytest.raises(ValueError, match="skip must lie on x's device 0, got device 1"):
+        numbagn.group_norm(x, 2, skip=skip)
