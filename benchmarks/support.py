@@ -13,6 +13,7 @@ from numbagn import _njit
 from numbagn._arrays import _FAMILIES
 from numbagn._dtypes import ROWS, Dtype
 from numbagn._problem import ACTIVATIONS
+from numbagn.kernels.cuda.kinds import ITEMSIZE
 
 Array = np.ndarray
 SHAPE, GROUPS = (0, 4, 3, 2), 2  # no samples: nothing to compute
@@ -77,16 +78,17 @@ COLUMNS: dict[str, Callable[[Array], object]] = {
 
 def table() -> str:
     """The kinds of array in a sentence, and a line a dtype."""
-    kinds = [kind.library.partition(".")[0] + (" (lazily)" if kind.lazy else "") for kind in _FAMILIES[:-1]]
+    kinds = [kind.library.replace("dask.array", "dask (lazily)") for kind in _FAMILIES if kind.library != "builtins"]
     lines = [
-        f"Arrays of {', '.join(kinds)} and of libraries that keep to the array API standard, in CPU memory.",
+        f"Arrays of {', '.join(dict.fromkeys(kinds))} and of libraries that keep to the array API standard, in CPU "
+        "memory; arrays with `__cuda_array_interface__` on a GPU.",
         "",
-        "| dtype of x | of y | parameters applied in | " + " | ".join(COLUMNS) + " |",
-        "|---" * (3 + len(COLUMNS)) + "|",
+        "| dtype of x | of y | parameters applied in | " + " | ".join(COLUMNS) + " | on a GPU |",
+        "|---" * (4 + len(COLUMNS)) + "|",
         *(
             f"| {row.name} | {row.result} | {row.accumulator} | "
             + " | ".join(_cell(row, t) for t in COLUMNS.values())
-            + " |"
+            + f" | {'yes' if row.name in ITEMSIZE else 'no'} |"
             for row in ROWS
         ),
     ]

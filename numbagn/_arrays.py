@@ -138,9 +138,8 @@ def _device_view(name: str, array: Any) -> np.ndarray:
 
 
 def _on_device(kind: type) -> bool:
-    return hasattr(kind, "__cuda_array_interface__") or (
-        kind.__name__ == "FakeCUDAArray" and kind.__module__.endswith("simulator.cudadrv.devicearray")
-    )
+    taken = hasattr(kind, "__cuda_array_interface__") and not hasattr(kind, "as_subclass")  # no tensors with a meaning
+    return taken or (kind.__name__ == "FakeCUDAArray" and kind.__module__.endswith("simulator.cudadrv.devicearray"))
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -167,8 +166,8 @@ _FAMILIES = (
         _jax_back,
     ),
     Family(
-        "numpy",  # where nothing more is needed; behind JAX, whose arrays on a CPU have the attribute
-        lambda numpy, kind: _on_device(kind),
+        "builtins",  # any library; behind JAX, whose arrays on a CPU have the attribute
+        lambda builtins, kind: _on_device(kind),
         _device_view,
         _as_it_is,
         elsewhere=lambda array: DEVICE,
@@ -285,8 +284,8 @@ def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: st
     if elsewhere:
         own: Callable[..., Result] | None = getattr(import_module(elsewhere), function.__name__, None)
         if own is None:
-            row.view(lead, leader)  # tells why not
-            raise TypeError(f"{lead} must lie in CPU memory for {function.__name__}, got {_of(leader)}; copy it there")
+            hint = "use its .compute()" if hasattr(leader, "compute") else "copy it there"
+            raise TypeError(f"{lead} must be in CPU memory for {function.__name__}, got {_of(leader)}; {hint}")
         return own(**arguments)
     views = {id(leader): row.view(lead, leader)}  # by identity: an `out` that is x is still x
     if out is not None:

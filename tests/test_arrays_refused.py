@@ -92,8 +92,10 @@ def test_arrays_on_devices_are_refused():
     with pytest.raises(TypeError, match=r"^x must lie in CPU memory, got foreign.Standard: not in this memory$"):
         numbagn.group_norm(Standard(np.ones(SHAPE), device=2), G)
     device = type("DeviceArray", (), {"__cuda_array_interface__": {}, "__array__": lambda self: 1 / 0})()
-    with pytest.raises(TypeError, match=r"DeviceArray; copy it to CPU memory$"):
-        numbagn.group_norm(device, G)
+    with pytest.raises(TypeError, match=r"^skip must lie in CPU memory here, got .*DeviceArray; copy it there$"):
+        numbagn.group_norm(np.ones(SHAPE), G, skip=device)
+    with pytest.raises(TypeError, match=r"^chunk must be in CPU memory for group_moments, got .*; copy it there$"):
+        numbagn.group_moments(device, G)
 
 
 def test_a_library_that_is_being_imported_is_no_hindrance(rng, one_thread, monkeypatch):

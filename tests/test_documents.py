@@ -7,7 +7,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import numbagn
@@ -35,10 +34,12 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encod
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0].removeprefix(">>> "))
 def test_examples_in_the_readme(block):
-    """Each by itself, with NumPy and the package as the first imports them."""
+    """Each after the first, which imports NumPy and the package, and not after others."""
     for library in re.findall(r"^>>> (?:import|from) (\w+)", block, re.MULTILINE):
         pytest.importorskip(library)
-    names = {"np": np, "numbagn": numbagn}
+    names: dict = {}
+    for line in doctest.DocTestParser().get_examples(BLOCKS[0]) if block != BLOCKS[0] else ():
+        exec(line.source, names)
     example = doctest.DocTestParser().get_doctest(block, names, "README.md", "README.md", 0)
     assert example.examples
     assert doctest.DocTestRunner().run(example).failed == 0
@@ -57,8 +58,9 @@ def test_the_design_page_names_what_is_there():
     for name in re.findall(r"`(test_\w+)`", page):
         assert (ROOT / "tests" / f"{name}.py").exists(), name
     table = page.split("## Where things live")[1].split("## How to add")[0]
+    table += page.split("## The GPU path")[1].split("What decided it")[0]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)}
-    folders = (ROOT / "numbagn", ROOT / "numbagn" / "kernels")
+    folders = (ROOT / "numbagn", ROOT / "numbagn" / "kernels", ROOT / "numbagn" / "kernels" / "cuda")
     for name in named:
         assert any(list(folder.glob(f"{name}.py")) or (folder / name).is_dir() for folder in folders), name
     modules = {
