@@ -340,7 +340,7 @@ def test_bad_input_gets_one_line(change, kind, says):
 
 def test_what_the_device_has_no_kernels_for_says_so():
     x = send(np.ones((2, 8, 4), np.float32))
-    with pytest.raises(TypeError, match="chunk must be in CPU memory"):
+    with pytest.raises(TypeError, match="chunk must lie in CPU memory"):
         numbagn.group_moments(x, 2)
     with pytest.raises(TypeError, match="weight must lie in CPU memory"):
         numbagn.group_norm(np.ones((2, 8, 4), np.float32), 2, send(np.ones(8, np.float32)))

@@ -94,7 +94,7 @@ def test_arrays_on_devices_are_refused():
     device = type("DeviceArray", (), {"__cuda_array_interface__": {}, "__array__": lambda self: 1 / 0})()
     with pytest.raises(TypeError, match=r"^skip must lie in CPU memory here, got .*DeviceArray; copy it there$"):
         numbagn.group_norm(np.ones(SHAPE), G, skip=device)
-    with pytest.raises(TypeError, match=r"^chunk must be in CPU memory for group_moments, got .*; copy it there$"):
+    with pytest.raises(TypeError, match=r"^chunk must lie in CPU memory here, got .*; copy it there$"):
         numbagn.group_moments(device, G)
 
 

@@ -24,11 +24,10 @@ def test_the_committed_table_is_within_the_budget(capability):
         registers, threads = int(row["registers"]), int(row["threads"])
         assert -(-registers // 8) * 8 * threads <= LAUNCHABLE, text
         assert row["generic"] == "0", text
-        if row["dtype"] == "float64":  # its divisions are calls, around which a few registers are saved
-            assert int(row["spills"]) <= 64, text
-            assert int(row["local"]) <= 8, text
-        else:
-            assert row["spills"] == row["stack"] == row["local"] == "0", text
+        most = 0 if row["dtype"] == "float32" else 16  # bytes, in two of the kernels of other dtypes
+        assert int(row["spills"]) <= most, text
+        assert int(row["stack"]) <= most, text
+        assert int(row["local"]) <= most // 4, text
         if row["kernel"].startswith("forward whole"):
             vectors = int(row["kernel"].rpartition("x")[2]) if "x" in row["kernel"] else 4
             assert int(row["loads_128"]) >= vectors, text
