@@ -37,6 +37,7 @@ class DeviceArray(NamedTuple):
         return self.address if isinstance(self.address, int) else self.address.__array_interface__["data"][0]
 
 
+@lru_cache(maxsize=4096)
 def shape_only(shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype[Any]) -> Array:
     """An array of that shape over the memory of one element, to ask for strides and the like."""
     if 0 in shape:

@@ -41,6 +41,9 @@ class Call:
         self.device = device_of(x.owner)
         self.values: dict[str, Any] = {}  # arguments of kernels by name
         self.alive: list[Any] = []  # what kernels work on, until all are launched
+        self.made: list[DeviceArray] = []
+        self.launches: list[tuple[Any, int, dict[str, Any]]] = []
+        self.repeatable = True  # no copies were made, which depend on more than kinds
         # stands for the address of what is not given and not read
         self.nothing: Any = np.zeros(1, np.uint64) if simulated(x.owner) else 0
 
@@ -53,29 +56,34 @@ class Call:
         return device
 
     def launch(self, kernel: Any, blocks: int, **more: Any) -> None:
-        from .kernels.cuda.target import launch
-
+        """Run a kernel: its arguments are those of ours that it has names for."""
         if blocks > MOST:
             raise ValueError(f"x must not need more than {MOST} blocks of a GPU, got {blocks}")
-        launch(kernel, blocks, self.maker.stream, self.values | more)
+        values = self.values | more
+        self.launches.append((kernel, blocks, values))
+        self.run(kernel, blocks, [values[name] for name in kernel.names])
+
+    def run(self, kernel: Any, blocks: int, arguments: list[Any]) -> None:
+        from .kernels.cuda.target import launch
+
+        launch(kernel, blocks, self.maker.stream, arguments)
 
     def scratch(self, size: int, dtype: Any = np.float64) -> DeviceArray:
         """Memory for this call."""
         dtype = np.dtype(dtype)
-        made = described("scratch", self.maker.empty((max(size, 1),), (dtype.itemsize,), dtype))
-        self.alive.append(made)
-        return made
+        return self.empty((max(size, 1),), (dtype.itemsize,), dtype)
 
     def empty(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> DeviceArray:
         made = described("a result", self.maker.empty(shape, strides, np.dtype(dtype)))
         made = made._replace(array=shape_only(shape, strides, np.dtype(dtype)))
-        self.alive.append(made)
+        self.made.append(made)
         return made
 
     def copy(self, source: DeviceArray, target: DeviceArray) -> None:
         """Copy between two layouts."""
         from .kernels.cuda.copying import copy
 
+        self.repeatable = False
         shape = source.array.shape
         steps = [tuple(step // a.array.itemsize for step in a.array.strides) for a in (source, target)]
         threads = _device_plan.THREADS

@@ -15,7 +15,7 @@ from test_backward import TOLERANCE as GRADIENTS
 from test_forward import make
 
 import numbagn
-from numbagn import _device_calls, _device_operands, _device_plan, reference
+from numbagn import _device_calls, _device_operands, _device_plan, _device_replay, reference
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 if SIMULATED:  # lanes are NumPy arrays there, which warn of infinities
@@ -37,9 +37,12 @@ def kernels_for(split):
     """Take the kernels for large groups, whatever the size."""
     with pytest.MonkeyPatch.context() as patch:
         if split:
+            _device_replay.forget()
             patch.setattr(_device_calls, "whole_of", lambda *sizes: None)
             patch.setattr(_device_calls, "channels_of", lambda *sizes: None)
         yield
+    if split:
+        _device_replay.forget()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -250,6 +253,32 @@ def test_the_same_bits_alone_in_a_batch_and_again(rng):
             alone = receive(numbagn.group_norm(send(x[1:2]), groups))
         assert same_bits(batch, again)
         assert same_bits(np.ascontiguousarray(batch[1:2]), np.ascontiguousarray(alone))
+
+
+def test_a_repeated_call_is_replayed_on_its_own_arrays(rng, monkeypatch):
+    shape = (2, 4, 2, 4)
+    x, dy, more = (normal(rng, shape, np.float32) for _ in range(3))
+    weights = [normal(rng, 4, np.float32) for _ in range(3)]
+    monkeypatch.setattr(_device_replay, "_plans", {})
+    for turn, w in enumerate(weights):
+        given = w if turn == 2 else send(w)  # a layer's parameters are the host's
+        options = {"weight": given, "skip": send(more), "residual": send(dy), "activation": "silu"}
+        device, out = send(x), send(np.empty_like(x)) if turn else None
+        y, mean, rstd = numbagn.group_norm_forward(device, 2, out=out, **options)
+        assert out is None or y is out
+        got = numbagn.group_norm_backward(send(dy), device, mean, rstd, 2, **options)
+        arguments = {"weight": w, "skip": more, "residual": dy, "activation": "silu"}
+        want, _, wanted_rstd = reference.group_norm(x, 2, **arguments)
+        close(receive(y), want, 3e-6)
+        wanted = reference.group_norm_backward(dy, x, 2, **arguments)
+        check([*map(receive, got)], wanted, 1e-5, 1e-5, wanted_rstd)
+        x = x + 1  # other memory, other values
+    assert len(_device_replay._plans) == 3  # forward fresh and out=, backward
+    y, mean, _ = numbagn.group_norm_forward(send(x), 2)
+    _, again_mean, _ = numbagn.group_norm_forward(send(x + 5), 2)
+    assert np.abs(receive(again_mean) - receive(mean) - 5).max() < 1e-5  # the first results are not overwritten
+    with pytest.raises(TypeError, match="num_groups must be an integer"):
+        numbagn.group_norm(send(x), 2.0)
 
 
 @pytest.mark.skipif(not SIMULATED, reason="NumPy's views stand for those of a library that has such")

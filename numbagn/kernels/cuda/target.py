@@ -58,9 +58,9 @@ def kernel(threads):
     return made
 
 
-def launch(kernel, blocks, stream, values):
-    """Run a kernel: its arguments are those of `values` that it has names for. The only place where kernels start."""
-    kernel.dispatcher[blocks, kernel.threads, stream](*[values[name] for name in kernel.names])
+def launch(kernel, blocks, stream, arguments):
+    """Run a kernel. The only place where kernels start."""
+    kernel.dispatcher[blocks, kernel.threads, stream](*arguments)
 
 
 # ----------------------------------------------------------------------------------------------------- shared formulas
