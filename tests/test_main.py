@@ -5,14 +5,17 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import G2, GOOD, ROOT, command, error_line, leftovers, normalize, shell, write_npy, write_npz
+from command_line import G2, GOOD, command, error_line, leftovers, normalize, shell, write_npy, write_npz
 
 import numbagn
 from numbagn import _files, _selfcheck
 from numbagn.__main__ import main
+
+README = Path(__file__).parents[1] / "README.md"
 
 # The self-check and the program as a whole
 
@@ -37,7 +40,7 @@ def test_self_check_says_all_is_well():
         assert 20.97 / float(milliseconds) == pytest.approx(float(speed), rel=0.1)
 
     # the README shows these lines; numbers and the machine's own lines differ
-    shown = re.search(r"^```text\n(numbagn .*?)\n```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    shown = re.search(r"^```text\n(numbagn .*?)\n```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)[1]
     machine = re.compile(r"(numbagn \d|packages|CPU|GPU|threads|  slower than|  the environment variable).*\n")
     masked = (re.sub(r" *\d\S*", " #", machine.sub("", text.rstrip() + "\n")) for text in (shown, done.stdout))
     assert next(masked) == next(masked)
