@@ -110,9 +110,9 @@ def one_call(cuda: Any, call: Callable[[], Any], repeats: int = 10) -> tuple[flo
 
 def made(case: Case, variant: Variant, seed: int) -> np.ndarray:
     """Data of the case on the host, channels at axis 1, in the memory layout of the variant."""
-    from numbagn._arrays import _bfloat16
+    from numbagn._arrays import bfloat16
 
-    dtype = _bfloat16("x") if variant.dtype == "bfloat16" else np.dtype(variant.dtype)
+    dtype = bfloat16("x") if variant.dtype == "bfloat16" else np.dtype(variant.dtype)
     x = np.random.default_rng(seed).standard_normal(case.shape, np.float32).astype(dtype)
     return x if variant.layout == "NCHW" else np.ascontiguousarray(np.moveaxis(x, 1, -1))
 

@@ -12,7 +12,10 @@ import numpy as np
 
 from ._dtypes import Dtype, dtype_row, supported
 
-__all__ = ["as_array", "flat", "float_row", "in_kind", "may_share_memory", "real_row", "view"]
+__all__ = [
+    "as_array", "bfloat16", "detached", "flat", "float_row", "in_kind", "may_share_memory", "of_simulator", "real_row",
+    "view",
+]  # fmt: skip
 
 Result = TypeVar("Result")
 
@@ -36,14 +39,19 @@ def _as_it_is(array: np.ndarray, like: Any) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------- torch
 
 
+def detached(name: str, tensor: Any) -> Any:
+    """The tensor without its history, or a TypeError where gradients would be expected to flow."""
+    if not tensor.requires_grad:
+        return tensor
+    if sys.modules["torch"].is_grad_enabled():
+        raise TypeError(
+            f"{name} must not require gradients, which do not flow through; use its .detach() or torch.no_grad()"
+        )
+    return tensor.detach()
+
+
 def _torch_view(name: str, tensor: Any) -> np.ndarray:
-    torch = sys.modules["torch"]
-    if tensor.requires_grad:
-        if torch.is_grad_enabled():
-            raise TypeError(
-                f"{name} must not require gradients, which do not flow through; use its .detach() or torch.no_grad()"
-            )
-        tensor = tensor.detach()
+    torch, tensor = sys.modules["torch"], detached(name, tensor)
     half = tensor.dtype is torch.bfloat16
     try:
         # not by DLPack, which forgets a negative bit, and takes twice as long
@@ -52,7 +60,7 @@ def _torch_view(name: str, tensor: Any) -> np.ndarray:
         raise TypeError(
             f"{name} must be a dense tensor in CPU memory, got {_of(tensor)} on {tensor.device}: {_line(fault)}"
         ) from None
-    return array.view(_bfloat16(name)) if half else array
+    return array.view(bfloat16(name)) if half else array
 
 
 def _torch_back(array: np.ndarray, like: Any) -> Any:
@@ -68,12 +76,12 @@ def _torch_written(out: Any) -> None:
         sys.modules["torch"].autograd.graph.increment_version(out)
 
 
-def _bfloat16(name: str) -> np.dtype:
+def bfloat16(name: str) -> np.dtype:
     try:
-        from ml_dtypes import bfloat16
+        from ml_dtypes import bfloat16 as kind
     except ImportError:
         raise TypeError(f"{name} must not be bfloat16 without ml_dtypes: pip install 'numbagn[bf16]'") from None
-    dtype: np.dtype = np.dtype(bfloat16)
+    dtype: np.dtype = np.dtype(kind)
     return dtype
 
 
@@ -139,7 +147,12 @@ def _device_view(name: str, array: Any) -> np.ndarray:
 
 def _on_device(kind: type) -> bool:
     taken = hasattr(kind, "__cuda_array_interface__") and not hasattr(kind, "as_subclass")  # no tensors with a meaning
-    return taken or (kind.__name__ == "FakeCUDAArray" and kind.__module__.endswith("simulator.cudadrv.devicearray"))
+    return taken or of_simulator(kind)
+
+
+def of_simulator(kind: type) -> bool:
+    """Whether it is the type of the device arrays of Numba's simulator, which have no interface."""
+    return kind.__name__ == "FakeCUDAArray" and kind.__module__.endswith("simulator.cudadrv.devicearray")
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows

@@ -5,10 +5,12 @@ A library's arrays are known by `__cuda_array_interface__`; nothing of CUDA is i
 
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ._arrays import bfloat16, detached, of_simulator
 
 __all__ = [
     "DeviceArray", "Maker", "cuda_module", "dense_strides", "described", "device_of", "maker_of", "overlap",
@@ -61,8 +63,7 @@ def dense_strides(shape: tuple[int, ...], order: Any, itemsize: int) -> tuple[in
 
 def simulated(value: Any) -> bool:
     """Whether the value is a device array of Numba's simulator, which has no interface."""
-    kind = type(value)
-    return kind.__name__ == "FakeCUDAArray" and kind.__module__.endswith("simulator.cudadrv.devicearray")
+    return of_simulator(type(value))
 
 
 def described(name: str, value: Any) -> DeviceArray:
@@ -74,13 +75,7 @@ def described(name: str, value: Any) -> DeviceArray:
         return DeviceArray(shape_only(array.shape, array.strides, array.dtype), memory_of(array), value, 0)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        if value.requires_grad:
-            if torch.is_grad_enabled():
-                raise TypeError(
-                    f"{name} must not require gradients, which do not flow through; use its .detach() or "
-                    "torch.no_grad()"
-                )
-            value = value.detach()
+        value = detached(name, value)
         if not value.is_cuda:
             raise TypeError(f"{name} must be a device array as x is, got a tensor on {value.device}; use its .to(...)")
     try:
@@ -130,15 +125,6 @@ def memory_of(array: Array) -> Array:
     return np.lib.stride_tricks.as_strided(array, (extent,), (array.itemsize,)).view(storage)
 
 
-def bfloat16(name: str) -> np.dtype[Any]:
-    try:
-        from ml_dtypes import bfloat16 as kind
-    except ImportError:
-        raise TypeError(f"{name} must not be bfloat16 without ml_dtypes: pip install 'numbagn[bf16]'") from None
-    dtype: np.dtype[Any] = np.dtype(kind)
-    return dtype
-
-
 # ------------------------------------------------------------------------------------------------------ results like it
 
 
@@ -177,6 +163,7 @@ def maker_of(leader: DeviceArray) -> Maker:
     return Maker(numba_empty, stream_of(cuda, own))
 
 
+@cache
 def cuda_module() -> Any:
     """`numba.cuda` of the maintained package, or an ImportError that says how to get it."""
     from numba import config, cuda

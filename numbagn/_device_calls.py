@@ -52,7 +52,7 @@ def forward(
     with current(came):
         call, given = Call(came, maker_of(came)), None
         if lengths is None and mask is None:
-            arrays = {"x": x, "weight": weight, "bias": bias, "skip": skip, "residual": residual, "out": out}
+            arrays = {"x": came, "weight": weight, "bias": bias, "skip": skip, "residual": residual, "out": out}
             given = given_of(call, arrays)
         key = key_of(given, "forward", num_groups, eps, channel_axis, activation)
         results = replayed(key, call, given)
@@ -154,7 +154,7 @@ def backward(
         call, given = Call(came, maker_of(came)), None
         if lengths is None and mask is None:
             arrays = {
-                "x": x, "dy": dy, "mean": mean, "rstd": rstd, "weight": weight, "bias": bias, "skip": skip,
+                "x": came, "dy": dy, "mean": mean, "rstd": rstd, "weight": weight, "bias": bias, "skip": skip,
                 "residual": residual, "out": out,
             }  # fmt: skip
             given = given_of(call, arrays)

@@ -58,6 +58,8 @@ def given_of(call: Call, arrays: dict[str, Any]) -> Given | None:
             given[name] = uploaded(name, value, call.maker.stream)
         elif type(value) is np.ndarray:
             return None
+        elif isinstance(value, DeviceArray):  # described already
+            given[name] = value
         else:
             given[name] = None if value is None else call.described(name, value)
     return given
