@@ -9,11 +9,11 @@ import numpy as np
 from numba import cuda
 
 from .backward import gradient_in, gradient_out, zeros_out
-from .forward import parameter
+from .forward import channel_coefficients, column_coefficients, parameter
 from .kinds import accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, write_coefficients
 from .target import (
-    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load_one, pack, splat, store_one, team_sums,
+    ACC, block_last, divide, fma, keep, kernel, lane_sum, lanes_in, load_one, pack, splat, store_one, team_sums,
     valid_positions,
 )  # fmt: skip
 
@@ -75,38 +75,15 @@ def sums_first(
 
 
 @cache
-def _channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads):
-    """A function that fills a block's table of coefficients, weights and biases of its channels, channels last."""
-    weight, bias = parameter(w_kind, acc, 1, False, 1.0), parameter(b_kind, acc, 1, False, 0.0)
-    coefficients, get_mean, get_rstd = write_coefficients(acc), load_one(m_kind), load_one(r_kind)
-    scalar, own_size = ACC[acc], threads * FIELDS
-
-    @device
-    def fill(table, first, C, n, G, D_mul, D_shift, mean, rstd, w, w_at, w_c, b, b_at, b_c):
-        one = cuda.shared.array(own_size, scalar)
-        own = cuda.threadIdx.x * FIELDS
-        for i in range(cuda.threadIdx.x, channels, threads):
-            c = first + i
-            if c < C:
-                group = n * G + divide(c, D_mul, D_shift)
-                coefficients(one, own, np.float64(get_mean(mean, group)), 0.0, np.float64(get_rstd(rstd, group)))
-                for f in range(FIELDS):
-                    table[f * channels + i] = one[own + f]
-                table[FIELDS * channels + i] = weight(w, w_at + c, w_c)
-                table[(FIELDS + 1) * channels + i] = bias(b, b_at + c, b_c)
-
-    return fill
-
-
-@cache
 def sums_last(
     kind, skip_kind, dy_kind, res_kind, w_kind, b_kind, m_kind, r_kind, act, count, columns, threads, padded
 ):  # fmt: skip
     """The sums of each channel over one slice of positions, channels last."""
     acc = accumulator_of(kind)
-    scalar, rows, channels, in_lanes = ACC[acc], threads // columns, columns * count, lanes_in(acc, count)
+    scalar, rows, channels = ACC[acc], threads // columns, columns * count
     read, put = gradient_in(kind, skip_kind, dy_kind, res_kind, act, count), store_one(acc)
-    fill = _channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads)
+    fill = channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads)
+    in_column = column_coefficients(acc, count, columns)
     table_size, sums_size = channels * (FIELDS + 2), channels * rows
 
     @kernel(threads)
@@ -118,25 +95,17 @@ def sums_last(
         table = cuda.shared.array(table_size, scalar)
         of_dz = cuda.shared.array(sums_size, scalar)
         of_x = cuda.shared.array(sums_size, scalar)
-        rest = divide(cuda.blockIdx.x, tiles_mul, tiles_shift)
-        tile = cuda.blockIdx.x - rest * tiles
-        n = divide(rest, slices_mul, slices_shift)
-        part = rest - n * slices
+        n, part, tile = block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
         valid = valid_positions(lengths, n, inner, S) if padded else S
         stop = min((part + 1) * size, valid)
-        fill(table, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, w, n * w_n, w_c, b, n * b_n, b_c)
+        fill(table, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, 0, w, n * w_n, w_c, b, n * b_n, b_c)
         cuda.syncthreads()
         row = cuda.threadIdx.x // columns
         column = cuda.threadIdx.x - row * columns
         c = tile * channels + column * count
         sum_dz, sum_x = splat(0.0, acc, count), splat(0.0, acc, count)
         if c < C:
-            shift = in_lanes(table, SHIFT * columns + column)
-            lack = in_lanes(table, LACK * columns + column)
-            r = in_lanes(table, RSTD * columns + column)
-            scale = in_lanes(table, SCALE * columns + column)
-            a = in_lanes(table, FIELDS * columns + column)
-            bb = in_lanes(table, (FIELDS + 1) * columns + column)
+            shift, lack, r, scale, a, bb = in_column(table, column)
             for s in range(part * size + row, stop, rows):
                 dz, x_hat = read(
                     x, n * x_n + s * x_r + c, skip, n * skip_n + s * skip_r + c, dy, n * dy_n + s * dy_r + c, res,
@@ -266,7 +235,8 @@ def apply_last(
     scalar, rows, channels, in_lanes = ACC[acc], threads // columns, columns * count, lanes_in(acc, count)
     read, write = gradient_in(kind, skip_kind, dy_kind, res_kind, act, count), gradient_out(kind, res_kind, count)
     clear, get = zeros_out(kind, res_kind, count), load_one("float64")
-    fill = _channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads)
+    fill = channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads)
+    in_column = column_coefficients(acc, count, columns)
     table_size, means_size = channels * (FIELDS + 2), channels * 2
 
     @kernel(threads)
@@ -277,13 +247,11 @@ def apply_last(
     ):  # fmt: skip
         table = cuda.shared.array(table_size, scalar)
         of_group = cuda.shared.array(means_size, scalar)
-        rest = divide(cuda.blockIdx.x, tiles_mul, tiles_shift)
-        tile = cuda.blockIdx.x - rest * tiles
-        n = divide(rest, slices_mul, slices_shift)
-        start = (rest - n * slices) * size
+        n, part, tile = block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
+        start = part * size
         valid = valid_positions(lengths, n, inner, S) if padded else S
         stop = min(start + size, S)
-        fill(table, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, w, n * w_n, w_c, b, n * b_n, b_c)
+        fill(table, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, 0, w, n * w_n, w_c, b, n * b_n, b_c)
         for i in range(cuda.threadIdx.x, channels, threads):
             if tile * channels + i < C:
                 group = n * G + divide(tile * channels + i, D_mul, D_shift)
@@ -294,12 +262,7 @@ def apply_last(
         column = cuda.threadIdx.x - row * columns
         c = tile * channels + column * count
         if c < C:
-            shift = in_lanes(table, SHIFT * columns + column)
-            lack = in_lanes(table, LACK * columns + column)
-            r = in_lanes(table, RSTD * columns + column)
-            scale = in_lanes(table, SCALE * columns + column)
-            a = in_lanes(table, FIELDS * columns + column)
-            bb = in_lanes(table, (FIELDS + 1) * columns + column)
+            shift, lack, r, scale, a, bb = in_column(table, column)
             mean_g = in_lanes(of_group, column)
             mean_gx = in_lanes(of_group, columns + column)
             for begin in range(start + row, stop, rows * vectors):

@@ -12,7 +12,7 @@ from numba import cuda
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, centred, inverse_std, scale_for, write_coefficients
 from .target import (
-    ACC, activation_of, device, divide, fma, keep, kept, kernel, lane_sum, load, load_one, pack, splat, store,
+    ACC, activation_of, device, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load, load_one, pack, splat, store,
     store_one, team_sums, unpack, unrolled, valid_positions, warp_any,
 )  # fmt: skip
 
@@ -75,6 +75,51 @@ def element(kind, res_kind, act, count):
         store(y, y_index, kind, activate(z))
 
     return write
+
+
+@cache
+def channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads):
+    """A function that fills a block's table with what its channels, from `first` on, are normalized by, channels last.
+
+    Field f of channel i stands at f * channels + i: those of `write_coefficients`, then weight and bias. The rstd of
+    group 0 stands at `rstd_at`.
+    """
+    weight, bias = parameter(w_kind, acc, 1, False, 1.0), parameter(b_kind, acc, 1, False, 0.0)
+    coefficients, get_mean, get_rstd = write_coefficients(acc), load_one(m_kind), load_one(r_kind)
+    scalar, own_size = ACC[acc], threads * FIELDS
+
+    @device
+    def fill(table, first, C, n, G, D_mul, D_shift, mean, rstd, rstd_at, w, w_at, w_c, b, b_at, b_c):
+        one = cuda.shared.array(own_size, scalar)
+        own = cuda.threadIdx.x * FIELDS
+        for i in range(cuda.threadIdx.x, channels, threads):
+            c = first + i
+            if c < C:
+                group = n * G + divide(c, D_mul, D_shift)
+                r = np.float64(get_rstd(rstd, rstd_at + group))
+                coefficients(one, own, np.float64(get_mean(mean, group)), 0.0, r)
+                for f in range(FIELDS):
+                    table[f * channels + i] = one[own + f]
+                table[FIELDS * channels + i] = weight(w, w_at + c, w_c)
+                table[(FIELDS + 1) * channels + i] = bias(b, b_at + c, b_c)
+
+    return fill
+
+
+@cache
+def column_coefficients(acc, count, columns):
+    """A function (table, column): the fields of that table for the channels of one column, as lanes."""
+    in_lanes = lanes_in(acc, count)
+
+    @device
+    def of_column(table, column):
+        return (
+            in_lanes(table, SHIFT * columns + column), in_lanes(table, LACK * columns + column),
+            in_lanes(table, RSTD * columns + column), in_lanes(table, SCALE * columns + column),
+            in_lanes(table, FIELDS * columns + column), in_lanes(table, (FIELDS + 1) * columns + column),
+        )  # fmt: skip
+
+    return of_column
 
 
 @cache

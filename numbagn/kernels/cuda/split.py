@@ -9,12 +9,12 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from .forward import element, parameter, summand
+from .forward import channel_coefficients, column_coefficients, element, parameter, summand
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, inverse_std, scale_for, write_coefficients
 from .target import (
-    ACC, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_one, pack, splat, store, store_one, team_sums,
-    unpack, valid_positions,
+    ACC, block_last, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_one, pack, splat, store, store_one,
+    team_sums, unpack, valid_positions,
 )  # fmt: skip
 
 MEAN, M2, COUNT = range(3)
@@ -130,10 +130,7 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
         scales = cuda.shared.array(channels, scalar)
         sums_1 = cuda.shared.array(all_sums, scalar)
         sums_2 = cuda.shared.array(all_sums, scalar)
-        rest = divide(cuda.blockIdx.x, tiles_mul, tiles_shift)
-        tile = cuda.blockIdx.x - rest * tiles
-        n = divide(rest, slices_mul, slices_shift)
-        part = rest - n * slices
+        n, part, tile = block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
         valid = valid_positions(lengths, n, inner, S) if padded else S
         start = part * size
         stop = min(start + size, valid)
@@ -193,7 +190,7 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
 
 @cache
 def settle(threads):
-    """Mean, rstd and what mean lacks of each group from its partial sums: a block each.
+    """Mean and rstd of each group from its partial sums: a block each.
 
     Partial sum p of a group stands at first + p // width * pitch + p % width.
     """
@@ -289,13 +286,11 @@ def apply_first(kind, skip_kind, res_kind, w_kind, b_kind, act, count, lanewise,
 def apply_last(kind, skip_kind, res_kind, w_kind, b_kind, act, count, columns, vectors, threads, padded):
     """Y of some positions, channels last: each thread has a column, whose coefficients it keeps."""
     acc = accumulator_of(kind)
-    (read, _), in_lanes = summand(kind, skip_kind, count), lanes_in(acc, count)
-    weight, bias = parameter(w_kind, acc, 1, False, 1.0), parameter(b_kind, acc, 1, False, 0.0)
-    write, coefficients = element(kind, res_kind, act, count), write_coefficients(acc)
-    get = load_one("float64")
-    scalar = ACC[acc]
-    rows, channels = threads // columns, columns * count
-    table_size, own_size = channels * (FIELDS + 1), threads * FIELDS
+    scalar, rows, channels = ACC[acc], threads // columns, columns * count
+    read, _ = summand(kind, skip_kind, count)
+    write, in_column = element(kind, res_kind, act, count), column_coefficients(acc, count, columns)
+    fill = channel_coefficients(acc, w_kind, b_kind, "float64", "float64", channels, threads)
+    table_size = channels * (FIELDS + 2)
 
     @kernel(threads)
     def forward_apply_last(
@@ -304,33 +299,18 @@ def apply_last(kind, skip_kind, res_kind, w_kind, b_kind, act, count, columns, v
         b_c,
     ):  # fmt: skip
         table = cuda.shared.array(table_size, scalar)
-        one = cuda.shared.array(own_size, scalar)
-        rest = divide(cuda.blockIdx.x, tiles_mul, tiles_shift)
-        tile = cuda.blockIdx.x - rest * tiles
-        n = divide(rest, slices_mul, slices_shift)
-        start = (rest - n * slices) * size
+        n, part, tile = block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
+        start = part * size
         valid = valid_positions(lengths, n, inner, S) if padded else S
         stop = min(start + size, S)
-        own = cuda.threadIdx.x * FIELDS
-        for i in range(cuda.threadIdx.x, channels, threads):
-            c = tile * channels + i
-            if c < C:
-                group = n * G + divide(c, D_mul, D_shift)
-                coefficients(one, own, get(stats, group), 0.0, get(stats, groups + group))
-                for f in range(FIELDS):
-                    table[f * channels + i] = one[own + f]
-                table[RSTD * channels + i] *= weight(w, n * w_n + c, w_c)
-                table[FIELDS * channels + i] = bias(b, n * b_n + c, b_c)
+        fill(table, tile * channels, C, n, G, D_mul, D_shift, stats, stats, groups, w, n * w_n, w_c, b, n * b_n, b_c)
         cuda.syncthreads()
         row = cuda.threadIdx.x // columns
         column = cuda.threadIdx.x - row * columns
         c = tile * channels + column * count
         if c < C:
-            shift = in_lanes(table, SHIFT * columns + column)
-            lack = in_lanes(table, LACK * columns + column)
-            a = in_lanes(table, RSTD * columns + column)
-            scale = in_lanes(table, SCALE * columns + column)
-            bb = in_lanes(table, FIELDS * columns + column)
+            shift, lack, r, scale, a, bb = in_column(table, column)
+            a = r * a
             for first in range(start + row, stop, rows * vectors):
                 for j in range(vectors):
                     s = first + j * rows

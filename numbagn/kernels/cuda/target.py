@@ -25,9 +25,9 @@ else:
     from .warps import warp_any, warp_sums
 
 __all__ = [
-    "ACC", "activation_of", "device", "divide", "fma", "keep", "kept", "kernel", "lane_sum", "lanes_in", "load",
-    "load_integer", "load_one", "pack", "slope_of", "splat", "store", "store_one", "team_sums", "unpack", "unrolled",
-    "valid_positions", "warp_any",
+    "ACC", "activation_of", "block_last", "device", "divide", "fma", "keep", "kept", "kernel", "lane_sum", "lanes_in",
+    "load", "load_integer", "load_one", "pack", "slope_of", "splat", "store", "store_one", "team_sums", "unpack",
+    "unrolled", "valid_positions", "warp_any",
 ]  # fmt: skip
 
 # The scalar type of accumulators, by kind.
@@ -115,6 +115,14 @@ def divide(value, multiplier, shift):
     Multiplier and shift stand for the divisor, as `_device_plan.divisor` gives them (Granlund and Montgomery 1994).
     """
     return (value * multiplier) >> shift
+
+
+@device
+def block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift):
+    """(sample, slice of its positions, tile of its channels) of this block, channels last."""
+    rest = divide(cuda.blockIdx.x, tiles_mul, tiles_shift)
+    n = divide(rest, slices_mul, slices_shift)
+    return n, rest - n * slices, cuda.blockIdx.x - rest * tiles
 
 
 @device
