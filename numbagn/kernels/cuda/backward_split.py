@@ -84,7 +84,7 @@ def sums_last(
     read, put = gradient_in(kind, skip_kind, dy_kind, res_kind, act, count), store_one(acc)
     fill = channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads)
     in_column = column_coefficients(acc, count, columns)
-    table_size, sums_size = channels * (FIELDS + 2), channels * rows
+    table_size, own_size, sums_size = channels * (FIELDS + 2), threads * FIELDS, channels * rows
 
     @kernel(threads)
     def backward_sums_last(
@@ -93,12 +93,16 @@ def sums_last(
         w_c, b_n, b_c,
     ):  # fmt: skip
         table = cuda.shared.array(table_size, scalar)
+        own = cuda.shared.array(own_size, scalar)
         of_dz = cuda.shared.array(sums_size, scalar)
         of_x = cuda.shared.array(sums_size, scalar)
-        n, part, tile = block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
+        n, part, tile = block_last(cuda.blockIdx.x, slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
         valid = valid_positions(lengths, n, inner, S) if padded else S
         stop = min((part + 1) * size, valid)
-        fill(table, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, 0, w, n * w_n, w_c, b, n * b_n, b_c)
+        fill(
+            table, own, cuda.threadIdx.x, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, 0, w, n * w_n, w_c, b,
+            n * b_n, b_c,
+        )  # fmt: skip
         cuda.syncthreads()
         row = cuda.threadIdx.x // columns
         column = cuda.threadIdx.x - row * columns
@@ -237,7 +241,7 @@ def apply_last(
     clear, get = zeros_out(kind, res_kind, count), load_one("float64")
     fill = channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads)
     in_column = column_coefficients(acc, count, columns)
-    table_size, means_size = channels * (FIELDS + 2), channels * 2
+    table_size, own_size, means_size = channels * (FIELDS + 2), threads * FIELDS, channels * 2
 
     @kernel(threads)
     def backward_apply_last(
@@ -246,12 +250,16 @@ def apply_last(
         res_r, dx_n, dx_r, dres_n, dres_r, w_n, w_c, b_n, b_c,
     ):  # fmt: skip
         table = cuda.shared.array(table_size, scalar)
+        own = cuda.shared.array(own_size, scalar)
         of_group = cuda.shared.array(means_size, scalar)
-        n, part, tile = block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
+        n, part, tile = block_last(cuda.blockIdx.x, slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
         start = part * size
         valid = valid_positions(lengths, n, inner, S) if padded else S
         stop = min(start + size, S)
-        fill(table, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, 0, w, n * w_n, w_c, b, n * b_n, b_c)
+        fill(
+            table, own, cuda.threadIdx.x, tile * channels, C, n, G, D_mul, D_shift, mean, rstd, 0, w, n * w_n, w_c, b,
+            n * b_n, b_c,
+        )  # fmt: skip
         for i in range(cuda.threadIdx.x, channels, threads):
             if tile * channels + i < C:
                 group = n * G + divide(tile * channels + i, D_mul, D_shift)

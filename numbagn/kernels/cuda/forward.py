@@ -82,24 +82,22 @@ def channel_coefficients(acc, w_kind, b_kind, m_kind, r_kind, channels, threads)
     """A function that fills a block's table with what its channels, from `first` on, are normalized by, channels last.
 
     Field f of channel i stands at f * channels + i: those of `write_coefficients`, then weight and bias. The rstd of
-    group 0 stands at `rstd_at`.
+    group 0 stands at `rstd_at`; `own` is shared memory of FIELDS values a thread. The thread is an argument, since
+    Numba's simulator lends `cuda` to the module of a running kernel only.
     """
     weight, bias = parameter(w_kind, acc, 1, False, 1.0), parameter(b_kind, acc, 1, False, 0.0)
     coefficients, get_mean, get_rstd = write_coefficients(acc), load_one(m_kind), load_one(r_kind)
-    scalar, own_size = ACC[acc], threads * FIELDS
 
     @device
-    def fill(table, first, C, n, G, D_mul, D_shift, mean, rstd, rstd_at, w, w_at, w_c, b, b_at, b_c):
-        one = cuda.shared.array(own_size, scalar)
-        own = cuda.threadIdx.x * FIELDS
-        for i in range(cuda.threadIdx.x, channels, threads):
+    def fill(table, own, thread, first, C, n, G, D_mul, D_shift, mean, rstd, rstd_at, w, w_at, w_c, b, b_at, b_c):
+        for i in range(thread, channels, threads):
             c = first + i
             if c < C:
                 group = n * G + divide(c, D_mul, D_shift)
                 r = np.float64(get_rstd(rstd, rstd_at + group))
-                coefficients(one, own, np.float64(get_mean(mean, group)), 0.0, r)
+                coefficients(own, thread * FIELDS, np.float64(get_mean(mean, group)), 0.0, r)
                 for f in range(FIELDS):
-                    table[f * channels + i] = one[own + f]
+                    table[f * channels + i] = own[thread * FIELDS + f]
                 table[FIELDS * channels + i] = weight(w, w_at + c, w_c)
                 table[(FIELDS + 1) * channels + i] = bias(b, b_at + c, b_c)
 

@@ -130,7 +130,7 @@ def sums_last(kind, skip_kind, count, columns, threads, padded):
         scales = cuda.shared.array(channels, scalar)
         sums_1 = cuda.shared.array(all_sums, scalar)
         sums_2 = cuda.shared.array(all_sums, scalar)
-        n, part, tile = block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
+        n, part, tile = block_last(cuda.blockIdx.x, slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
         valid = valid_positions(lengths, n, inner, S) if padded else S
         start = part * size
         stop = min(start + size, valid)
@@ -290,7 +290,7 @@ def apply_last(kind, skip_kind, res_kind, w_kind, b_kind, act, count, columns, v
     read, _ = summand(kind, skip_kind, count)
     write, in_column = element(kind, res_kind, act, count), column_coefficients(acc, count, columns)
     fill = channel_coefficients(acc, w_kind, b_kind, "float64", "float64", channels, threads)
-    table_size = channels * (FIELDS + 2)
+    table_size, own_size = channels * (FIELDS + 2), threads * FIELDS
 
     @kernel(threads)
     def forward_apply_last(
@@ -299,11 +299,15 @@ def apply_last(kind, skip_kind, res_kind, w_kind, b_kind, act, count, columns, v
         b_c,
     ):  # fmt: skip
         table = cuda.shared.array(table_size, scalar)
-        n, part, tile = block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
+        own = cuda.shared.array(own_size, scalar)
+        n, part, tile = block_last(cuda.blockIdx.x, slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift)
         start = part * size
         valid = valid_positions(lengths, n, inner, S) if padded else S
         stop = min(start + size, S)
-        fill(table, tile * channels, C, n, G, D_mul, D_shift, stats, stats, groups, w, n * w_n, w_c, b, n * b_n, b_c)
+        fill(
+            table, own, cuda.threadIdx.x, tile * channels, C, n, G, D_mul, D_shift, stats, stats, groups, w, n * w_n,
+            w_c, b, n * b_n, b_c,
+        )  # fmt: skip
         cuda.syncthreads()
         row = cuda.threadIdx.x // columns
         column = cuda.threadIdx.x - row * columns

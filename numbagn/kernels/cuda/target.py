@@ -118,11 +118,11 @@ def divide(value, multiplier, shift):
 
 
 @device
-def block_last(slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift):
-    """(sample, slice of its positions, tile of its channels) of this block, channels last."""
-    rest = divide(cuda.blockIdx.x, tiles_mul, tiles_shift)
+def block_last(block, slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift):
+    """(sample, slice of its positions, tile of its channels) of a block, channels last."""
+    rest = divide(block, tiles_mul, tiles_shift)
     n = divide(rest, slices_mul, slices_shift)
-    return n, rest - n * slices, cuda.blockIdx.x - rest * tiles
+    return n, rest - n * slices, block - rest * tiles
 
 
 @device
