@@ -138,7 +138,6 @@ def norms(threads: int) -> dict[str, tuple[str, Norm]]:
         print(f"skipped torch: cannot be imported ({error})", file=sys.stderr)
         return found
     torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
     return found | {"torch": (torch.__version__, partial(torch_norm, torch))}
 
 

@@ -18,8 +18,8 @@ class Dtype(NamedTuple):
 
     @property
     def wide(self) -> "Dtype":
-        """The row of the same memory read in float64."""
-        if self.accumulator == np.float64:
+        """The row of the same memory read in float64, if that makes sums more precise: those of bytes are exact."""
+        if self.accumulator == np.float64 or self.storage.itemsize == 1:
             return self
         return self._replace(name=f"wide {self.name}", accumulator=np.dtype(np.float64), result="float64")
 

@@ -313,7 +313,7 @@ def _run(
     w: Array | None = None, b: Array | None = None, mask_kind: int = 0, mask: Array = NOTHING,
 ) -> None:  # fmt: skip
     """Run the phases of the forward kernel that `dims` names; without writing there need not be a y."""
-    target = np.empty(1) if y is None else y
+    target = np.empty(1, p.dtype.result) if y is None else y
     arguments = (
         dims, p.eps, flat_of(p.x, p), None, None, target, values_of(w, p, 1.0), values_of(b, p, 0.0), mask, work,
         scratch, launcher_of(parallel),

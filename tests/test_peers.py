@@ -106,14 +106,6 @@ def test_torch_statistics_serve_backward(rng, one_thread):
         near(g, w, 2e-5)
 
 
-def test_torch_is_refused_with_a_hint():
-    x = torch().ones(2, 8, 5)
-    with pytest.raises(
-        TypeError, match=r"^x must be a numpy.ndarray, got torch.Tensor; convert it with numpy.asarray$"
-    ):
-        numbagn.group_norm(x, 4)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_onnx_runtime_forward(rng, one_thread, dtype):
     helper, runtime = onnx()

@@ -39,6 +39,7 @@ CASES = (
     Case("resnet-14", (32, 256, 14, 14), 32, "training batch, late layer, groups of 6 KiB"),
     Case("layer-768", (4096, 768), 1, "layer norm of a transformer: a group is a row"),
     Case("layer-1024", (32 * 512, 1024), 1, "layer norm of a larger one, 64 MiB"),
+    Case("photos", (8, 3, 512, 512), 3, "a batch of photographs, normalized color by color"),
     Case("layer-8192", (512, 8192), 1, "layer norm of a language model: rows larger than the first cache"),
 )
 
@@ -62,7 +63,7 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("forward", cases=CASE_NAMES),
+    Variant("forward", cases=tuple(name for name in CASE_NAMES if name != "photos")),
     Variant("channels-last", layout="NHWC"),
     Variant("float16", dtype="float16"),
     Variant("bfloat16", dtype="bfloat16"),
@@ -70,6 +71,8 @@ VARIANTS = (
     Variant("float16-channels-last", dtype="float16", layout="NHWC", cases=FEW),
     Variant("bfloat16-channels-last", dtype="bfloat16", layout="NHWC", cases=FEW),
     Variant("float64-channels-last", dtype="float64", layout="NHWC", cases=FEW),
+    Variant("uint8", dtype="uint8", cases=(*FEW, "resnet-56", "photos")),
+    Variant("uint8-channels-last", dtype="uint8", layout="NHWC", cases=(*FEW, "resnet-56", "photos")),
     Variant("silu", activation="silu"),
     Variant("relu", activation="relu"),
     Variant("backward", direction="backward", cases=(*REPRESENTATIVE, "layer-768", "layer-8192")),

@@ -30,9 +30,8 @@ def onnxruntime_entries(task: Task, threads: int) -> list[Entry]:
         model = _onnx_model(onnx, nodes, task)
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
-        dtype, shape = task.x.dtype, task.x.shape
-        binding.bind_input("x", "cpu", 0, dtype, shape, task.x.ctypes.data)
-        binding.bind_output("y", "cpu", 0, dtype, shape, task.out.ctypes.data)
+        binding.bind_input("x", "cpu", 0, task.x.dtype, task.x.shape, task.x.ctypes.data)
+        binding.bind_output("y", "cpu", 0, task.out.dtype, task.x.shape, task.out.ctypes.data)
         return partial(session.run_with_iobinding, binding)
 
     calls, refusals = [], []
@@ -69,6 +68,9 @@ def openvino_entries(task: Task, threads: int) -> list[Entry]:
     x = ops.parameter(list(task.x.shape), element)
     first, last = _axis_orders(task)
     channels_first = x if first is None else ops.transpose(x, ops.constant(np.array(first)))
+    if task.x.dtype != task.out.dtype:
+        element = openvino.Type(task.out.dtype)
+        channels_first = ops.convert(channels_first, element)
     weight, bias = (ops.convert(ops.constant(p), element) for p in (task.weight, task.bias))
     y = ops.group_normalization(channels_first, weight, bias, task.groups, EPS)
     if task.variant.activation == "silu":
@@ -123,10 +125,14 @@ def _onnx_model(onnx: Any, nodes: Callable[..., list[Any]], task: Task) -> bytes
     helper, activation = onnx.helper, task.variant.activation
     first, last = _axis_orders(task)
     constants: list[Any] = []
-    if first is None:
-        graph = nodes(onnx, task, "x", constants)
-    else:
-        graph = [helper.make_node("Transpose", ["x"], ["first"], perm=first), *nodes(onnx, task, "first", constants)]
+    elements = [helper.np_dtype_to_tensor_dtype(array.dtype) for array in (task.x, task.out)]
+    graph, source = [], "x"
+    if first is not None:
+        graph, source = [helper.make_node("Transpose", ["x"], ["first"], perm=first)], "first"
+    if elements[0] != elements[1]:
+        graph.append(helper.make_node("Cast", [source], ["wide"], to=elements[1]))
+        source = "wide"
+    graph += nodes(onnx, task, source, constants)
     if activation == "silu":
         graph.append(helper.make_node("Sigmoid", ["normed"], ["gate"]))
         graph.append(helper.make_node("Mul", ["normed", "gate"], ["activated"]))
@@ -135,8 +141,7 @@ def _onnx_model(onnx: Any, nodes: Callable[..., list[Any]], task: Task) -> bytes
     if last is not None:
         graph.append(helper.make_node("Transpose", [graph[-1].output[0]], ["last"], perm=last))
     graph[-1].output[0] = "y"
-    element = helper.np_dtype_to_tensor_dtype(task.x.dtype)
-    ends = [helper.make_tensor_value_info(end, element, task.x.shape) for end in ("x", "y")]
+    ends = [helper.make_tensor_value_info(*end, task.x.shape) for end in zip(("x", "y"), elements, strict=True)]
     whole = helper.make_graph(graph, "group_norm", ends[:1], ends[1:], constants)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     return model.SerializeToString()
@@ -145,7 +150,7 @@ def _onnx_model(onnx: Any, nodes: Callable[..., list[Any]], task: Task) -> bytes
 def _instance_norm_nodes(onnx: Any, task: Task, source: str, constants: list[Any]) -> list[Any]:
     node = onnx.helper.make_node
     samples, channels = task.case.shape[:2]
-    dtype, groups = task.x.dtype, task.groups
+    dtype, groups = task.out.dtype, task.groups
     parameter_shape = (channels, *(1 for _ in task.case.shape[2:]))
 
     def constant(name: str, value: np.ndarray) -> str:
@@ -168,6 +173,6 @@ def _instance_norm_nodes(onnx: Any, task: Task, source: str, constants: list[Any
 
 def _group_norm_nodes(onnx: Any, task: Task, source: str, constants: list[Any]) -> list[Any]:
     for name, value in (("weight", task.weight), ("bias", task.bias)):
-        constants.append(onnx.numpy_helper.from_array(value.astype(task.x.dtype), name))
+        constants.append(onnx.numpy_helper.from_array(value.astype(task.out.dtype), name))
     inputs, groups = [source, "weight", "bias"], task.groups
     return [onnx.helper.make_node("GroupNormalization", inputs, ["normed"], epsilon=EPS, num_groups=groups)]

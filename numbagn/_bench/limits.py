@@ -6,7 +6,7 @@ norm must see a whole group before its first output, so this is what a fused one
 For a backward pass `copy` is out = dy + x and `read+copy` reads both first.
 
 The arrays are seen as 64-bit integers (up to 7 bytes at the end left out): what moves is the same for every dtype, and
-integers need no fastmath to run at full width.
+integers need no fastmath to run at full width. Where out has another dtype than x, a copy converts.
 """
 
 import platform
@@ -21,25 +21,32 @@ from numba.extending import intrinsic
 
 from .task import Task
 
-LINE = 8  # 64-bit words in a cache line
+LINE_BYTES = 64  # of a cache line
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 @intrinsic
 def stream_line(typingctx, out, a, b, index):
-    """out[index : index + 8] = a[...] (+ b[...] unless b is None) by one non-temporal store to an aligned address."""
+    """A line of out from `index` on = a[...] (+ b[...] unless b is None) by one non-temporal store, aligned.
+
+    Of integers of one dtype, or a of uint8 and out of float32.
+    """
+    count = LINE_BYTES * 8 // out.dtype.bitwidth
 
     def codegen(context, builder, signature, args):
-        vector = ir.VectorType(ir.IntType(64), LINE)
+        def vector(position):
+            return ir.VectorType(context.get_data_type(signature.args[position].dtype), count)
 
         def pointer(position):
             array = context.make_array(signature.args[position])(context, builder, args[position])
-            return builder.bitcast(builder.gep(array.data, [args[3]]), vector.as_pointer())
+            return builder.bitcast(builder.gep(array.data, [args[3]]), vector(position).as_pointer())
 
-        value = builder.load(pointer(1), align=8)
-        if not isinstance(signature.args[2], types.NoneType):
-            value = builder.add(value, builder.load(pointer(2), align=8))
-        store = builder.store(value, pointer(0), align=64)
+        value = builder.load(pointer(1), align=1)
+        if out.dtype != a.dtype:
+            value = builder.uitofp(value, vector(0))
+        elif not isinstance(signature.args[2], types.NoneType):
+            value = builder.add(value, builder.load(pointer(2), align=1))
+        store = builder.store(value, pointer(0), align=LINE_BYTES)
         store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
         return context.get_dummy_value()
 
@@ -73,14 +80,15 @@ def write_plain(out, a, b, start, stop):
 
 @njit(cache=True)
 def write_span(out, a, b, start, stop, phase, streaming):
-    """Write out[start:stop]; phase is out's distance in words from a cache line's beginning."""
+    """Write out[start:stop]; phase is out's distance in elements from a cache line's beginning."""
     if not streaming:
         write_plain(out, a, b, start, stop)
         return
-    first = min(stop, start + (-(start + phase)) % LINE)
-    last = first + (stop - first) // LINE * LINE
+    line = LINE_BYTES // out.itemsize
+    first = min(stop, start + (-(start + phase)) % line)
+    last = first + (stop - first) // line * line
     write_plain(out, a, b, start, first)
-    for i in range(first, last, LINE):
+    for i in range(first, last, line):
         stream_line(out, a, b, i)
     write_plain(out, a, b, last, stop)
     store_fence()
@@ -151,7 +159,9 @@ def limit_calls(task: Task, threads: int) -> dict[str, list[Callable[[], object]
     """For each limit every way to reach it; the best of them, as measured, is the limit."""
     out, a = words(task.out), words(task.x if task.dy is None else task.dy)
     b = None if task.dy is None else words(task.x)
-    phase = out.ctypes.data // 8 % LINE
+    if task.out.dtype != task.x.dtype:
+        out, a = task.out.reshape(-1), task.x.reshape(-1)
+    phase = out.ctypes.data % LINE_BYTES // out.itemsize
     # Channels last, the groups of a sample lie interleaved: the sample is the smallest block that can be read in order.
     blocks = task.case.shape[0] * (task.groups if task.variant.layout == "NCHW" else 1)
     sink = np.zeros(threads, np.int64)

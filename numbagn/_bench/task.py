@@ -12,7 +12,10 @@ EPS = 1e-5
 
 @dataclass
 class Task:
-    """x, dy and out lie in memory as the layout says: (N, C, ...) for NCHW, (N, ..., C) for NHWC, always contiguous."""
+    """x, dy and out lie in memory as the layout says: (N, C, ...) for NCHW, (N, ..., C) for NHWC, always contiguous.
+
+    They have the variant's dtype, but for integers, of which every result is float32.
+    """
 
     case: Case
     variant: Variant
@@ -36,7 +39,7 @@ class Task:
     @property
     def bytes(self) -> int:
         """What must move at least: x in and y out; dy and x in and dx out."""
-        return self.x.nbytes * (3 if self.variant.direction == "backward" else 2)
+        return self.x.nbytes + self.out.nbytes + (0 if self.dy is None else self.dy.nbytes)
 
     def errors(self, results: tuple[np.ndarray, ...]) -> float:
         """The largest difference from the float64 answer; of gradients, in units of each gradient's largest value."""
@@ -48,7 +51,7 @@ class Task:
 
 
 # Above these a result is called wrong. They allow for rounding of outputs up to about 8 and for float32 accumulation.
-TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1}
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1, "uint8": 1e-3}
 
 
 def dtype_named(name: str) -> np.dtype:
@@ -61,7 +64,10 @@ def dtype_named(name: str) -> np.dtype:
 
 
 def make_task(case: Case, variant: Variant, offset: float = 0.5, affine: bool = True) -> Task:
-    """Normal data of unit variance around `offset`, with the float64 answer computed from the rounded inputs."""
+    """Normal data of unit variance around `offset`, with the float64 answer computed from the rounded inputs.
+
+    Integers are of the whole range of their dtype, each as likely as another.
+    """
     rng = np.random.default_rng(0)
     dtype = dtype_named(variant.dtype)
     shape = case.shape if variant.layout == "NCHW" else (case.shape[0], *case.shape[2:], case.shape[1])
@@ -71,12 +77,15 @@ def make_task(case: Case, variant: Variant, offset: float = 0.5, affine: bool = 
     def normal() -> np.ndarray:
         return rng.standard_normal(shape, dtype=wide)
 
-    x = (normal() + wide(offset)).astype(dtype, copy=False)
+    if dtype.kind == "u":
+        x = rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    else:
+        x = (normal() + wide(offset)).astype(dtype, copy=False)
     # Multiples of 1/64 are exact in every dtype, so no peer is blamed for rounding its parameters.
     weight = (rng.integers(32, 97, case.shape[1]) / 64).astype(wide) if affine else np.ones(case.shape[1], wide)
     bias = (rng.integers(-64, 65, case.shape[1]) / 64).astype(wide) if affine else np.zeros(case.shape[1], wide)
     # Written to once, so that page faults of a buffer that "exists already" are not part of any time.
-    task = Task(case, variant, x, weight, bias, np.zeros_like(x))
+    task = Task(case, variant, x, weight, bias, np.zeros(shape, wide if dtype.kind == "u" else dtype))
     if variant.direction == "backward":
         task.dy = normal().astype(dtype, copy=False)
         task.mean, task.rstd = np.empty((2, case.shape[0], case.groups))

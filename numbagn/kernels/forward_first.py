@@ -5,7 +5,7 @@ from .geometry import (
     B_C, B_N, CHANNELS_FIRST, D, DENSE, G, KEEP_M2, MASK_N, MASK_R, PART, PARTS, PAST, PIECES, RES_N, RES_R, RUN, S,
     SETTLE, SKIP_N, SKIP_R, SUM, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
-from .memory import lanes, prefetch, present, splat, streamed
+from .memory import exact, lanes, prefetch, present, splat, streamed
 from .moments import coefficients, difference, final_shift, line_sums, rstd_of, settle, shifts
 from .phases import steps_of_unit
 from .results import aligned_from, elements_ahead, write_vector
@@ -58,7 +58,7 @@ def one_vector_blocks(dims, low, high, eps, px, ps, pr, py, pm, slot, weight, bi
         block = g * size
         ix, i_skip = n * dims[X_N] + block, n * dims[SKIP_N] + block
         k, k_skip = shifts(dims, CHANNELS_FIRST, px, ps, ix, i_skip)
-        d = difference(px, ps, pm, ix, i_skip, ix, splat(px, k), splat(px, k_skip), size)
+        d = difference(exact(px, ps), exact(ps, ps), pm, ix, i_skip, ix, splat(px, k), splat(px, k_skip), size)
         total, squares = lane_sum(doubles(d)), lane_sum(doubles(d * d))
         mean[u], lost, m2 = settle(
             dims, CHANNELS_FIRST, px, ps, pm, ix, i_skip, ix, k, k_skip, total, squares, eps

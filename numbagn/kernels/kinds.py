@@ -7,7 +7,7 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import config
 
-from .vectors import F32, F32X16, F64, F64X8, I32, llvm_vector, splat_int
+from .vectors import F32, F32X16, F64, F64X8, I32, I32X16, llvm_vector, splat_int
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 I8, I16, F16 = ir.IntType(8), ir.IntType(16), ir.HalfType()
@@ -81,13 +81,21 @@ def _narrow_bf16(builder, value, vector):
     return builder.trunc(builder.lshr(kept, splat_int(wide, 16)), llvm_vector(vector, I16))
 
 
+def _unsigned(builder, raw, vector):
+    return builder.zext(raw, llvm_vector(vector, I32))
+
+
+def _signed(builder, raw, vector):
+    return builder.sext(raw, llvm_vector(vector, I32))
+
+
 def _from_unsigned(builder, raw, vector):
     # by way of signed 32-bit integers, for which AVX2 has an instruction
-    return builder.sitofp(builder.zext(raw, llvm_vector(vector, I32)), llvm_vector(vector))
+    return builder.sitofp(_unsigned(builder, raw, vector), llvm_vector(vector))
 
 
 def _from_signed(builder, raw, vector):
-    return builder.sitofp(builder.sext(raw, llvm_vector(vector, I32)), llvm_vector(vector))
+    return builder.sitofp(_signed(builder, raw, vector), llvm_vector(vector))
 
 
 def _same(builder, value, vector):
@@ -125,4 +133,6 @@ def _wide(kind):
     return F64X8, element, to_double, None
 
 
-KINDS |= {f"wide {kind}": _wide(kind) for kind in KINDS if KINDS[kind][0] == F32X16}
+KINDS |= {f"wide {kind}": _wide(kind) for kind, row in KINDS.items() if row[0] == F32X16 and row[1] != I8}
+# The kinds for the same memory whose loads stay integers, so small that 2**15 squares fit into 32 bits.
+KINDS |= {"exact uint8": (I32X16, I8, _unsigned, None), "exact int8": (I32X16, I8, _signed, None)}

@@ -16,7 +16,7 @@ from numba.np.arrayobj import populate_array
 
 from .._dtypes import STORED
 from .kinds import I8, I16, KINDS, X86, to_double_lanes
-from .vectors import F32, F64, F64X8, I1, I32, I64, head_mask, llvm_vector, splat_scalar
+from .vectors import F32, F64, F64X8, I1, I32, I32X16, I64, head_mask, llvm_vector, splat_scalar
 
 
 class Pointer(types.Type):
@@ -88,6 +88,23 @@ def absent(typingctx, ptr):
     """A pointer that stands for an operand that is not given, beside those of `ptr`'s kind."""
     result = Pointer(ptr.kind, absent=True)
     return result(ptr), lambda context, builder, sig, args: args[0]
+
+
+def _exact(ptr, skip):
+    kind = f"exact {ptr.kind}"
+    return Pointer(kind, ptr.absent) if skip.absent and kind in KINDS else ptr
+
+
+@intrinsic
+def exact(typingctx, ptr, skip):
+    """`ptr` as it is read for sums: single bytes as integers, whose sums are exact, unless `skip` is added to them."""
+    return _exact(ptr, skip)(ptr, skip), lambda context, builder, sig, args: args[0]
+
+
+@intrinsic
+def is_exact(typingctx, ptr, skip):
+    """Whether `exact` reads integers: a constant."""
+    return types.boolean(ptr, skip), lambda context, builder, sig, args: I1(_exact(*sig.args).kind.startswith("exact"))
 
 
 @intrinsic
@@ -215,7 +232,8 @@ def accumulate(typingctx, ptr, index, value):
 
     def codegen(context, builder, sig, args):
         place = builder.bitcast(_address(builder, args[0], F64, args[1]), wide.as_pointer())
-        added = args[2] if value == F64X8 else builder.fpext(args[2], wide)
+        widen = builder.sitofp if value == I32X16 else builder.fpext
+        added = args[2] if value == F64X8 else widen(args[2], wide)
         builder.store(builder.fadd(builder.load(place, align=8), added), place, align=8)
         return context.get_dummy_value()
 

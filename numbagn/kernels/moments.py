@@ -5,6 +5,8 @@ rows of D elements. The sums are of x - K and (x - K)**2 with one K near the blo
 CHUNK elements at a time and in float64 beyond: the rounding errors of a chunk's lanes are independent and average out,
 and what K is off costs (mean - K)**2 / variance times the error of the squares. WORST bounds that factor.
 
+Sums of single bytes are exact: of x itself, in integers, and K comes in when they are settled.
+
 With `skip` the block is x + skip, each shifted by a number of its own before they are added, so that two large offsets
 of opposite sign lose nothing.
 """
@@ -17,11 +19,13 @@ from .geometry import (
     CHANNELS_FIRST, CHANNELS_LAST, D, DENSE, MASK_C, MASK_R, S, SKIP_R, SPOT_0, VALID, X_R,
 )  # fmt: skip
 from .masks import is_valid, only_valid
-from .memory import lanes, load, load_from, load_one, present, rounded, splat
-from .vectors import doubles, fma, join, keep, lane_sum
+from .memory import exact, is_exact, lanes, load, load_from, load_one, present, rounded, splat
+from .vectors import doubles, fma, join, keep, lane_sum, shifted
 
 # Elements summed in accumulator precision before float64 takes over, two vectors side by side: 16 additions of float32.
 CHUNK = 512
+# The same of exact sums: 2**14 additions of squares of bytes stay below 2**31.
+EXACT_CHUNK = 1 << 19
 # Largest (mean - K)**2 / variance accepted.
 WORST = 16.0
 # Below this eps, squares that float32 cannot hold (differences under 1e-19) would be missed in the result; loops in
@@ -94,10 +98,10 @@ def skip_shift(px, ps, k, mean):
 
 @device
 def difference(px, ps, pm, ix, i_skip, im, k, k_skip, count):
-    """x + skip - K, with zeros where x is not valid and from lane `count` on."""
-    d = load(px, ix, count) - k
+    """x + skip - K, with zeros where x is not valid and from lane `count` on; x itself through `exact` pointers."""
+    d = shifted(load(px, ix, count), k)
     if present(ps):
-        d = d + (load(ps, i_skip, count) - k_skip)
+        d = d + shifted(load(ps, i_skip, count), k_skip)
     return keep(only_valid(pm, im, d), count)
 
 
@@ -105,10 +109,35 @@ def difference(px, ps, pm, ix, i_skip, im, k, k_skip, count):
 def joined_difference(px, ps, pm, ix, i_skip, im, first, x_gap, skip_gap, mask_gap, k, k_skip, count):
     """The same where lanes from `first` on belong to the next row, which begins after a gap."""
     before = difference(px, ps, pm, ix, i_skip, im, k, k_skip, first)
-    d = load_from(px, ix + x_gap, first, count) - k
+    d = shifted(load_from(px, ix + x_gap, first, count), k)
     if present(ps):
-        d = d + (load_from(ps, i_skip + skip_gap, first, count) - k_skip)
+        d = d + shifted(load_from(ps, i_skip + skip_gap, first, count), k_skip)
     return join(before, keep(only_valid(pm, im + mask_gap, d), count), first)
+
+
+@inlined
+def add_fours(px, ps, pm, ix, i_skip, im, i, last, k, k_skip, s0, q0):
+    """Add elements from i on to the sums, four vectors at a time, as long as the second two begin at `last` at most.
+
+    Gives where it stopped and the sums. For exact sums, which may be added in any order: 0.25 ns a vector instead of
+    0.44 with two at a time, as the sums of squares wait for each other.
+    """
+    width = lanes(px)
+    s1 = splat(px, 0.0)
+    q1, s2, q2, s3, q3 = s1, s1, s1, s1, s1
+    while i + 2 * width <= last:
+        j = i + width
+        d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, k_skip, None)
+        d1 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, k_skip, None)
+        i, j = i + 2 * width, j + 2 * width
+        d2 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, k_skip, None)
+        d3 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, k_skip, None)
+        s0, q0 = s0 + d0, fma(d0, d0, q0)
+        s1, q1 = s1 + d1, fma(d1, d1, q1)
+        s2, q2 = s2 + d2, fma(d2, d2, q2)
+        s3, q3 = s3 + d3, fma(d3, d3, q3)
+        i += 2 * width
+    return i, s0 + s1 + (s2 + s3), q0 + q1 + (q2 + q3)
 
 
 @device
@@ -117,19 +146,21 @@ def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_
 
     The first row ends after `end` elements. What is added to what does not depend on the rows.
     """
-    width = lanes(px)
-    k, k_skip = splat(px, k), splat(px, k_skip)
+    width, chunk = lanes(px), EXACT_CHUNK if is_exact(px, ps) else CHUNK
+    k, k_skip, px, ps = splat(px, k), splat(px, k_skip), exact(px, ps), exact(ps, ps)
     total = doubles(splat(px, 0.0))
     squares = total
     i = 0
     while i < n:
-        stop = min(i + CHUNK, n)
+        stop = min(i + chunk, n)
         # two accumulators each: with one the additions wait for each other
         s0 = splat(px, 0.0)
         s1, q0, q1 = s0, s0, s0
         pairs = i + (stop - i) // (2 * width) * (2 * width)
         while i < stop:
             last = min(pairs, end) - 2 * width
+            if is_exact(px, ps):
+                i, s0, q0 = add_fours(px, ps, pm, ix, i_skip, im, i, last, k, k_skip, s0, q0)
             while i <= last:
                 j = i + width
                 d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, k_skip, None)
@@ -235,6 +266,9 @@ def settle(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip, total
     is in.
     """
     size = dims[D] * dims[VALID]
+    if is_exact(px, ps):  # the whole number next to the mean: nothing is rounded, nor is K ever far off
+        k, k_skip = math.floor(total / size + 0.5), 0.0
+        total, squares = total - size * k, squares - k * (2.0 * total - size * k)
     excess = total * (total / size)
     if excess > WORST * (squares - excess):  # K was no member of the crowd
         k, k_skip, total, squares = summed_again(

@@ -7,6 +7,8 @@ from .vectors import lane_sum
 
 # Channels last: rows of one column summed in the accumulator's type, in registers, before float64 takes over.
 ROWS_IN_REGISTERS = 16
+# The same of exact sums, which need no float64: so many rows are in the first cache still when the next column comes.
+EXACT_ROWS = 64
 
 
 @device

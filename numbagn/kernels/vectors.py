@@ -26,7 +26,7 @@ F32, F64 = ir.FloatType(), ir.DoubleType()
 
 
 class Vector(types.Type):
-    """A 64-byte vector of accumulator values: 16 x float32 or 8 x float64."""
+    """A 64-byte vector of accumulator values: 16 x float32 or 8 x float64, or 16 x int32 for exact sums."""
 
     def __init__(self, scalar):
         self.scalar = scalar
@@ -50,11 +50,12 @@ class Code(types.Type):
         super().__init__(f"Code({value})")
 
 
-F32X16, F64X8 = Vector(types.float32), Vector(types.float64)
+F32X16, F64X8, I32X16 = Vector(types.float32), Vector(types.float64), Vector(types.int32)
+SCALARS = {types.float32: F32, types.float64: F64, types.int32: I32}
 
 
 def llvm_vector(vector, element=None):
-    return ir.VectorType(element or {32: F32, 64: F64}[vector.scalar.bitwidth], vector.lanes)
+    return ir.VectorType(element or SCALARS[vector.scalar], vector.lanes)
 
 
 @register_model(Vector)
@@ -126,7 +127,8 @@ def doubles(typingctx, value):
     def codegen(context, builder, sig, args):
         if value == F64X8:
             return args[0]
-        low, high = (builder.fpext(half, llvm_vector(F64X8)) for half in _halves(builder, args[0]))
+        widen = builder.sitofp if value == I32X16 else builder.fpext
+        low, high = (widen(half, llvm_vector(F64X8)) for half in _halves(builder, args[0]))
         return builder.fadd(low, high)
 
     return F64X8(value), codegen
@@ -164,9 +166,21 @@ def fma(typingctx, a, b, c):
 
     def codegen(context, builder, sig, args):
         operands = [_to_vector(context, builder, v, t, vector) for v, t in zip(args, sig.args, strict=True)]
+        if vector == I32X16:
+            return builder.add(builder.mul(operands[0], operands[1]), operands[2])
         return _call(builder, "fmuladd", operands)
 
     return vector(a, b, c), codegen
+
+
+@intrinsic
+def shifted(typingctx, value, shift):
+    """value - shift; integers, whose sums are exact, as they are."""
+
+    def codegen(context, builder, sig, args):
+        return args[0] if value == I32X16 else builder.fsub(*args)
+
+    return value(value, shift), codegen
 
 
 @intrinsic
@@ -248,7 +262,7 @@ def _register(op, instruction):
         operands = [_to_vector(context, builder, v, t, vector) for v, t in zip(args, sig.args, strict=True)]
         if instruction.startswith("fcmp"):
             return builder.fcmp_ordered(instruction.removeprefix("fcmp "), *operands)
-        return getattr(builder, instruction)(*operands)
+        return getattr(builder, instruction.removeprefix("f" * (vector == I32X16)))(*operands)
 
     if op is operator.neg:
         lower_builtin(op, Vector)(lowering)
