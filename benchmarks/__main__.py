@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from . import accuracy, batch_size, cold_start, gpu, pipeline, plot, run
+from . import accuracy, batch_size, cold_start, gpu, padded, pipeline, plot, run
 
 DESCRIPTION = """\
 Remake every figure that the project states of itself: speed, accuracy and start-up time.
@@ -11,6 +11,7 @@ Remake every figure that the project states of itself: speed, accuracy and start
   python -m benchmarks               everything: the commands below, one after the other
   python -m benchmarks run           speed beside a copy and beside other libraries  -> results/speed.csv
   python -m benchmarks accuracy      error against float64 at large offsets          -> results/accuracy.csv
+  python -m benchmarks padded        what lengths and masks cost                     -> results/padded.csv
   python -m benchmarks cold-start    time of import and of the first result          -> results/cold_start.csv
   python -m benchmarks pipeline      a residual block with three norms to choose from -> results/pipeline.csv
   python -m benchmarks batch-size    test error of small networks by batch size      -> results/batch_size.csv
@@ -23,6 +24,7 @@ skipped with a line. For steady figures leave the machine alone meanwhile."""
 COMMANDS = {
     "run": run,
     "accuracy": accuracy,
+    "padded": padded,
     "cold-start": cold_start,
     "pipeline": pipeline,
     "batch-size": batch_size,

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {
     "speed": (tables.speed_tables, figure.draw),
     "accuracy": (tables.accuracy_table, None),
+    "padded": (tables.padded_table, None),
     "cold_start": (tables.cold_start_table, None),
     "pipeline": (tables.pipeline_table, None),
     "batch_size": (tables.batch_size_table, batch_figure.draw),

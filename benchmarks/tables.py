@@ -142,6 +142,34 @@ def pipeline_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def padded_table(rows: list[Row]) -> str:
+    """One line a shape, layout and direction: what the plain call takes, and times that with each kind of padding."""
+    valid = list(dict.fromkeys(row["valid"] for row in rows))
+    threads = list(dict.fromkeys(row["threads"] for row in rows))
+    heads = [f"{v}; {t} thread{'s' if t != '1' else ''}" for t in threads for v in valid]
+    lines = [
+        f"In times of the plain call, medians of {rows[0]['starts']} fresh processes; {rows[0]['machine']}, "
+        f"{dates(rows)}.",
+        "",
+        "| x, groups | layout | direction | plain call, us | " + " | ".join(heads) + " |",
+        "|---|---|---" + "|--:" * (1 + len(heads)) + "|",
+    ]
+    parts = defaultdict(dict)
+    for row in rows:
+        parts[row["case"], row["shape"], row["G"], row["layout"], row["direction"]][row["threads"], row["valid"]] = row
+    for (case, shape, groups, layout, direction), part in parts.items():
+        plain = ", ".join(f"{float(part[t, valid[0]]['plain_us']):.0f}" for t in threads)
+        cells = [f"{float(part[t, v]['ratio']):.2f}" for t in threads for v in valid]
+        order = "channels first" if layout == "NCHW" else "channels last"
+        lines.append(f"| {case} {shape}, {groups} | {order} | {direction} | {plain} | " + " | ".join(cells) + " |")
+    heads = [
+        f"{geometric_mean([float(r['ratio']) for r in rows if (r['threads'], r['valid']) == (t, v)]):.2f}"
+        for t in threads
+        for v in valid
+    ]
+    return "\n".join([*lines, "| geometric mean | | | | " + " | ".join(heads) + " |"])
+
+
 def errors_by_point(rows: list[Row]) -> dict[str, dict[int, np.ndarray]]:
     """The test errors by norm and batch size, largest first, in the order of their seeds."""
     errors = defaultdict(lambda: defaultdict(list))

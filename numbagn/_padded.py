@@ -22,7 +22,7 @@ __all__ = ["Table", "Valid", "clear_invalid", "lengths_of", "outermost", "tables
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Samples from so many bytes on are shared out among the threads one by one, smaller ones several at a time.
+# Few samples from so many bytes on are shared out among the threads one by one, else several at a time.
 ALONE_BYTES = 1 << 20
 # Bytes before and after a mask that vectors may read.
 MARGIN = 64
@@ -149,7 +149,7 @@ def tables(
     kind, mask = NO_MASK, NOTHING
     if v.mask is not None:
         kind, mask = _bytes_of(v.mask, p)
-        dense = dense and kind == OF_VALUES and not (p.layout == CHANNELS_FIRST and p.S >= FEW_POSITIONS)
+        dense = dense and not (p.layout == CHANNELS_FIRST and p.S >= FEW_POSITIONS)
     samples = [n for n in range(p.N) if v.counts[n] and n not in v.apart]
     if not samples:
         return [], 0, kind, mask
@@ -173,14 +173,13 @@ def tables(
     for field, values in columns.items():
         rows[:, FIELDS.index(field)] = values
 
-    if sum(sizes) * p.C * itemsize >= ALONE_BYTES * len(samples) or len(samples) == 1:
+    lanes = lanes_of(sum(sizes) * p.C * itemsize)
+    if len(samples) == 1 or alone(sum(sizes) * p.C * itemsize, len(samples), lanes):
         runs = []
         for i, key in enumerate(keys):
             share = shares(*key)
             runs.append(Table(rows[i : i + 1], share["PARALLEL"], share["SLOTS"] * share["SLOT"]))
     else:
-        enough = sum(sizes) * p.C * itemsize >= _schedule.PARALLEL_BYTES
-        lanes = limit() if enough else 1
         slots = _schedule.TASKS_PER_THREAD * lanes if lanes > 1 else 1
         slot = int(rows[:, FIELDS.index("SLOT")].max())
         for field, value in (("FIRST", 0), ("LAST", 1), ("SLOTS", slots), ("SLOT", slot)):
@@ -189,10 +188,20 @@ def tables(
     return runs, int(ends[-1]), kind, mask
 
 
+def lanes_of(nbytes: int) -> int:
+    """How many threads run samples of so many bytes together."""
+    return limit() if nbytes >= _schedule.PARALLEL_BYTES else 1
+
+
+def alone(nbytes: int, samples: int, lanes: int) -> bool:
+    """Whether threads share out each sample's parts, not the samples: those are large, and few for so many threads."""
+    return lanes > 1 and samples < 2 * lanes and nbytes >= ALONE_BYTES * samples
+
+
 def _spots(flags: Array) -> list[int]:
-    """Four positions spread over the valid ones."""
+    """Four valid positions spread over the sample."""
     valid = np.flatnonzero(flags)
-    return [int(valid[valid.size * i // 8]) for i in range(1, 8, 2)]
+    return [int(valid[np.searchsorted(valid, flags.size * i // 8) % valid.size]) for i in range(1, 8, 2)]
 
 
 def _bytes_of(positions: Array, p: Problem) -> tuple[int, Array]:

@@ -13,9 +13,8 @@ from . import _schedule
 from ._dtypes import STORED
 from ._loading import kernels
 from ._operands import dense, dims_of, flat_of, kind_of, runner, share_of
-from ._padded import ALONE_BYTES, MARGIN, NOTHING, OF_VALUES, Valid, tables
+from ._padded import MARGIN, NOTHING, OF_VALUES, Valid, alone, lanes_of, tables
 from ._problem import Problem
-from ._threads import limit
 from .kernels.geometry import CHANNELS_FIRST, FEW_POSITIONS, FIELDS
 
 __all__ = ["Lengths", "Masks", "Problems", "padding_of"]
@@ -82,11 +81,11 @@ def padding_of(
     direction: str, p: Problem, v: Valid, w: Array | None, b: Array | None, y: Array, **arrays: Array | None
 ) -> tuple[Callable[..., None], dict[str, int], Array, int, Lengths | Masks] | None:
     """(kernel, shares, dims of the batch, values of the kernel's work, what makes the problems), or None."""
-    fits = p.N > 1 and p.C * p.S * p.result.itemsize < ALONE_BYTES and (v.lengths is None or p.S >= FEW_POSITIONS)
-    if not fits:
+    nbytes = p.size * p.result.itemsize
+    lanes = lanes_of(nbytes)
+    if p.N == 1 or alone(nbytes, p.N, lanes) or (v.lengths is not None and p.S < FEW_POSITIONS):
         return None
     arrays["Y"] = y
-    lanes = limit() if p.size * p.result.itemsize >= _schedule.PARALLEL_BYTES else 1
     share = share_of(direction, p, p.layout, **arrays) | {
         "FIRST": 0, "LAST": 1, "PARALLEL": int(lanes > 1),
         "SLOTS": _schedule.TASKS_PER_THREAD * lanes if lanes > 1 else 1,

@@ -89,6 +89,26 @@ def test_repeated_calls_of_several_threads(arrays, rng, monkeypatch):
     _calls.forget_plans()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_zeros_that_go_past_the_caches(rng, one_thread, monkeypatch, layout):
+    x, dy = (in_layout(normal(rng, (4, 3, 700), np.float32), layout) for _ in range(2))
+    lengths = [699, 300, 0, 523]
+    want = padded(x, dy, None, None, lengths)
+    monkeypatch.setattr("numbagn._schedule.past_bytes", lambda *_: 0)
+    _calls.forget_plans()
+    for _ in range(2):
+        # NumPy aligns to 16 bytes, vectors to 64: each place in a line
+        for start in range(0, 16, 4):
+            buffer = np.full(x.size + 32, 7, np.float32)
+            out = buffer[start : start + x.size].reshape(x.shape) if layout == "channels_first" else None
+            assert all(map(same_bits, padded(x, dy, None, None, lengths), want))
+            if out is not None:
+                assert same_bits(numbagn.group_norm(x, GROUPS, lengths=lengths, out=out), want[0])
+                assert (buffer[:start] == 7).all()
+                assert (buffer[start + x.size :] == 7).all()
+    _calls.forget_plans()
+
+
 def test_parameters_of_samples_and_results_in_place(arrays, one_thread):
     for samples in (False, True):
         x, dy, weight, bias = arrays(lengths=LENGTHS[1], samples=samples)

@@ -3,14 +3,14 @@
 from .callees import device, inlined
 from .geometry import (
     B_C, B_N, C, CHANNELS_FIRST, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_N, MASK_R, N, PART, PARTS, PAST, PIECES,
-    RES_N, RES_R, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, SUMS, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
+    RES_N, RES_R, ROOM, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, SUMS, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import lanes, prefetch, splat, store, streamed
 from .moments import CHUNK, coefficients, final_shift
 from .phases import steps_of_unit
-from .results import aligned_from, elements_ahead, upstream, write_gradient
+from .results import aligned_from, clear_run, elements_ahead, store_result, upstream, write_gradient
 from .tables import along, element_parameters, expand
-from .vectors import doubles, fma, join, lane_sum
+from .vectors import doubles, fma, join, keep, lane_sum
 
 
 @device
@@ -106,7 +106,6 @@ def write_pieces_first(
     i_skip, ir = n * dims[SKIP_N] + c * dims[SKIP_R], n * dims[RES_N] + c * dims[RES_R]
     idx, idr = n * dims[Y_N] + c * dims[Y_R], n * dims[DRES_N] + c * dims[DRES_R]
     im = n * dims[MASK_N] + c * dims[MASK_R]
-    row = size if dims[DENSE] != 0 else dims[S]
     for piece in range(high - 1, low - 1, -1):
         start = piece * dims[RUN]
         stop = min(start + dims[RUN], size)
@@ -115,17 +114,16 @@ def write_pieces_first(
                 dims, n, g * size, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, slot,
                 weight, bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
             )  # fmt: skip
+        elif dims[DENSE] != 0:
+            write_channels(
+                dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight,
+                bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
+            )  # fmt: skip
         else:
-            while start < stop:  # once where rows have no gaps between them
-                k = start // row
-                end = min(stop, (k + 1) * row)
-                write_channels(
-                    dims, n, g, start, end, idy + k * (dims[DY_R] - row), ix + k * (dims[X_R] - row),
-                    i_skip + k * (dims[SKIP_R] - row), ir + k * (dims[RES_R] - row), idx + k * (dims[Y_R] - row),
-                    idr + k * (dims[DRES_R] - row), im + k * (dims[MASK_R] - row), pdy, px, ps, pr, pdx, pdr, pm,
-                    weight, bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
-                )  # fmt: skip
-                start = end
+            write_rows(
+                dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight,
+                bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
+            )  # fmt: skip
 
 
 @device
@@ -178,6 +176,56 @@ def write_channels(
                 h_skip, rstd_2, v_w, v_b, v_scale, by_d, constant, act, 0,
             )  # fmt: skip
             i += count
+
+
+@device
+def write_rows(
+    dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight, bias, h, h_skip,
+    rstd_2, lack, r, by_d, constant, act,
+):  # fmt: skip
+    """The same where there are gaps from channel to channel, or one mask for all: see `forward_first.write_rows`."""
+    width, s_count = lanes(px), dims[S]
+    c = start // s_count
+    s = start - c * s_count
+    idy, ix, i_skip = idy + c * dims[DY_R] + s, ix + c * dims[X_R] + s, i_skip + c * dims[SKIP_R] + s
+    ir, idx, idr = ir + c * dims[RES_R] + s, idx + c * dims[Y_R] + s, idr + c * dims[DRES_R] + s
+    im = im + c * dims[MASK_R] + s
+    wi, bi = n * dims[W_N] + (g * dims[D] + c) * dims[W_C], n * dims[B_N] + (g * dims[D] + c) * dims[B_C]
+    while start < stop:
+        count, weight_c = min(s_count - s, stop - start), weight[wi]
+        w, b, scale = splat(px, weight_c), splat(px, bias[bi] + lack * weight_c), splat(px, weight_c * r)
+        room = max(count, dims[ROOM] - s) if s + count == s_count else count
+        i, (aligned, past) = 0, aligned_from(dims, pdx, idx, 0, count)
+        while i < count:
+            whole = i >= aligned
+            while whole and i + width <= count:
+                write_one(
+                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,
+                    h, h_skip, rstd_2, w, b, scale, by_d, constant, act, past,
+                )  # fmt: skip
+                i += width
+            if whole and room >= i + width:
+                break
+            own = (count if whole else aligned) - i
+            if own > 0:
+                write_one(
+                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, own, pdy, px, ps, pr, pdx, pdr, pm,
+                    h, h_skip, rstd_2, w, b, scale, by_d, constant, act, 0,
+                )  # fmt: skip
+                i += own
+        if room >= i + width:  # there is no residual then, and no mask
+            dz, d = upstream(
+                pdy, px, ps, pr, pm, idy + i, ix + i, i_skip + i, ir + i, im + i, count - i, h, h_skip, rstd_2, w, b,
+                act,
+            )  # fmt: skip
+            gradient = keep(fma(dz, scale, fma(d, by_d, constant)), count - i)
+            store_result(pdx, idx + i, gradient, None, past)
+            i += width
+        clear_run(pdx, idx + i, room - i, past)
+        start, wi, bi = start + count, wi + dims[W_C], bi + dims[B_C]
+        idy, ix, i_skip = idy + dims[DY_R] - s, ix + dims[X_R] - s, i_skip + dims[SKIP_R] - s
+        ir, idx, idr = ir + dims[RES_R] - s, idx + dims[Y_R] - s, idr + dims[DRES_R] - s
+        im, s = im + dims[MASK_R] - s, 0
 
 
 @inlined

@@ -6,10 +6,11 @@ from .geometry import (
     B_C, B_N, C, CHANNELS_LAST, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_C, MASK_N, MASK_R, N, PART, PARTS, PAST,
     PIECES, PITCH, RES_N, RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
+from .masks import of_rows, run_of_rows, within_rows
 from .memory import accumulate, doubles_at, lanes, load, load_one, offset, splat, store_one, streamed
 from .moments import coefficients, final_shift
 from .phases import steps_of_unit
-from .results import aligned_from, upstream, write_gradient
+from .results import aligned_from, clear_line, upstream, write_gradient
 from .tables import ROWS_IN_REGISTERS, clear, fold, repeat
 from .vectors import fma
 
@@ -160,15 +161,28 @@ def write_pieces_last(dims, n, low, high, pdy, px, ps, pr, pdx, pdr, pm, slot, w
         repeat(offset(slot, table * pitch), c_count, dims[ROW] + lanes(px))
     for piece in range(high - 1, low - 1, -1):
         start, stop = piece * dims[RUN], min((piece + 1) * dims[RUN], dims[S])
-        rows, length = stop - start, c_count
-        if dims[DENSE] != 0:
-            rows, length = 1, rows * c_count
-        for r in range(start, start + rows):
-            idy, ix = n * dims[DY_N] + r * dims[DY_R], n * dims[X_N] + r * dims[X_R]
-            i_skip, ir = n * dims[SKIP_N] + r * dims[SKIP_R], n * dims[RES_N] + r * dims[RES_R]
-            idx, idr = n * dims[Y_N] + r * dims[Y_R], n * dims[DRES_N] + r * dims[DRES_R]
-            im = n * dims[MASK_N] + r * dims[MASK_R]
-            write_span(dims, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, pm, slot, act)
+        r = start
+        while r < stop:
+            end, valid = stop, True
+            if of_rows(pm):
+                end, valid = run_of_rows(pm, n * dims[MASK_N], dims[MASK_R], r, stop)
+            rows, length = 1, (end - r) * c_count
+            if dims[DENSE] == 0:
+                rows, length = end - r, c_count
+            for row in range(r, r + rows):
+                idy, ix = n * dims[DY_N] + row * dims[DY_R], n * dims[X_N] + row * dims[X_R]
+                i_skip, ir = n * dims[SKIP_N] + row * dims[SKIP_R], n * dims[RES_N] + row * dims[RES_R]
+                idx, idr = n * dims[Y_N] + row * dims[Y_R], n * dims[DRES_N] + row * dims[DRES_R]
+                im = n * dims[MASK_N] + row * dims[MASK_R]
+                if valid:
+                    write_span(
+                        dims, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, within_rows(pm),
+                        slot, act,
+                    )  # fmt: skip
+                else:
+                    clear_line(dims, pdx, idx, length)
+                    clear_line(dims, pdr, idr, length)
+            r = end
 
 
 @device

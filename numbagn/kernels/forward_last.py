@@ -5,10 +5,11 @@ from .geometry import (
     B_C, B_N, C, CHANNELS_LAST, D, DENSE, G, KEEP_M2, MASK_C, MASK_N, MASK_R, PART, PARTS, PAST, PIECES, PITCH, RES_N,
     RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
+from .masks import of_rows, run_of_rows, within_rows
 from .memory import accumulate, doubles_at, exact, is_exact, lanes, load, offset, splat, store_one, streamed
 from .moments import coefficients, difference, final_shift, rstd_of, settle, shifts
 from .phases import steps_of_unit
-from .results import aligned_from, write_vector
+from .results import aligned_from, clear_line, write_vector
 from .tables import EXACT_ROWS, ROWS_IN_REGISTERS, clear, fold, group_sum, repeat
 from .vectors import fma
 
@@ -153,14 +154,23 @@ def write_pieces_last(dims, n, low, high, px, ps, pr, py, pm, slot, weight, bias
         repeat(offset(slot, table * pitch), c_count, dims[ROW] + lanes(px))
     for piece in range(high - 1, low - 1, -1):
         start, stop = piece * dims[RUN], min((piece + 1) * dims[RUN], s_count)
-        rows, length = stop - start, c_count
-        if dims[DENSE] != 0:
-            rows, length = 1, rows * c_count
-        for r in range(start, start + rows):
-            ix, i_skip = n * dims[X_N] + r * dims[X_R], n * dims[SKIP_N] + r * dims[SKIP_R]
-            ir, iy = n * dims[RES_N] + r * dims[RES_R], n * dims[Y_N] + r * dims[Y_R]
-            im = n * dims[MASK_N] + r * dims[MASK_R]
-            write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, pm, slot, act)
+        r = start
+        while r < stop:
+            end, valid = stop, True
+            if of_rows(pm):
+                end, valid = run_of_rows(pm, n * dims[MASK_N], dims[MASK_R], r, stop)
+            rows, length = 1, (end - r) * c_count
+            if dims[DENSE] == 0:
+                rows, length = end - r, c_count
+            for row in range(r, r + rows):
+                ix, i_skip = n * dims[X_N] + row * dims[X_R], n * dims[SKIP_N] + row * dims[SKIP_R]
+                ir, iy = n * dims[RES_N] + row * dims[RES_R], n * dims[Y_N] + row * dims[Y_R]
+                im = n * dims[MASK_N] + row * dims[MASK_R]
+                if valid:
+                    write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, within_rows(pm), slot, act)
+                else:
+                    clear_line(dims, py, iy, length)
+            r = end
 
 
 @device

@@ -17,13 +17,14 @@ A kernel is given one list of these, or several, one for each problem: problem q
 BATCH, and its partial sums begin at AT. Several have one sample each, whose S may differ.
 
 Of S positions VALID are valid, fewer only where there is a mask: it is read in steps of MASK_N from sample to sample,
-MASK_R from row to row, and MASK_C within a row. SPOT_0 .. SPOT_3 are four positions spread over the valid ones.
+MASK_R from row to row, and MASK_C within a row. SPOT_0 .. SPOT_3 are four valid positions, spread over the sample.
+Where ROOM is more than S, channels first, y and dx become zero from there to ROOM in each row.
 """
 
 FIELDS = (
     "N", "C", "G", "D", "S", "BATCH", "SAMPLE", "AT", "VALID", "SPOT_0", "SPOT_1", "SPOT_2", "SPOT_3",
     "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "FIRST", "LAST", "SLOTS", "SLOT", "PITCH",
-    "KEEP_M2", "PAST", "DENSE", "ROW",
+    "KEEP_M2", "PAST", "DENSE", "ROW", "ROOM",
     "X_N", "X_R", "SKIP_N", "SKIP_R", "RES_N", "RES_R", "Y_N", "Y_R", "DY_N", "DY_R", "DRES_N", "DRES_R",
     "MASK_N", "MASK_R", "MASK_C", "W_N", "W_C", "B_N", "B_C",
 )  # fmt: skip
@@ -31,7 +32,7 @@ FIELDS = (
 (
     N, C, G, D, S, BATCH, SAMPLE, AT, VALID, SPOT_0, _, _, _,
     UNITS, PART, PARTS, SUMS, RUN, PIECES, FIRST, LAST, SLOTS, SLOT, PITCH,
-    KEEP_M2, PAST, DENSE, ROW,
+    KEEP_M2, PAST, DENSE, ROW, ROOM,
     X_N, X_R, SKIP_N, SKIP_R, RES_N, RES_R, Y_N, Y_R, DY_N, DY_R, DRES_N, DRES_R,
     MASK_N, MASK_R, MASK_C, W_N, W_C, B_N, B_C,
 ) = range(len(FIELDS))  # fmt: skip

@@ -5,6 +5,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic
 
+from .callees import device
 from .kinds import I8
 from .memory import Pointer
 from .vectors import I1
@@ -35,6 +36,31 @@ def is_valid(typingctx, ptr, index):
         return builder.icmp_unsigned("!=", builder.load(builder.gep(args[0], [args[1]])), I8(0))
 
     return types.boolean(ptr, types.int64), codegen
+
+
+@intrinsic
+def of_rows(typingctx, ptr):
+    """Whether there is a mask of rows: a constant."""
+    return types.boolean(ptr), lambda context, builder, sig, args: I1(sig.args[0].kind == "mask of rows")
+
+
+@intrinsic
+def within_rows(typingctx, ptr):
+    """The mask inside rows that are valid: none where it is one of rows."""
+    result = Pointer(ptr.kind, absent=True) if ptr.kind == "mask of rows" else ptr
+    return result(ptr), lambda context, builder, sig, args: args[0]
+
+
+@device
+def run_of_rows(pm, base, step, first, stop):
+    """(where the rows end that are valid or not as the first one is, whether they are), for a mask of rows.
+
+    Row r's flag is at base + r * step.
+    """
+    valid, end = is_valid(pm, base + first * step), first + 1
+    while end < stop and is_valid(pm, base + end * step) == valid:
+        end += 1
+    return end, valid
 
 
 @intrinsic

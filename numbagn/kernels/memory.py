@@ -275,6 +275,8 @@ def stream(typingctx, ptr, index, value):
     vector, element, _, narrow = KINDS[ptr.kind]
 
     def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return context.get_dummy_value()
         raw = narrow(builder, args[2], vector)
         size = _align(element) * vector.lanes
         if element == I16:

@@ -5,31 +5,23 @@ from .._schedule import backward_first_work, backward_last_work, first_work, las
 from .callees import device, inlined
 from .compiled import entry
 from .geometry import (
-    AT, C, CHANNELS_FIRST, DENSE, FEW_POSITIONS, FIELD_COUNT, G, MASK_N, N, PARTS, S, SAMPLE, SLOTS, SPOT_0, VALID, Y_N,
-    Y_R,
+    AT, C, CHANNELS_FIRST, DENSE, FEW_POSITIONS, FIELD_COUNT, G, MASK_N, N, PARTS, ROOM, S, SAMPLE, SLOTS, SPOT_0,
+    VALID, Y_N, Y_R,
 )  # fmt: skip
 from .masks import is_valid, mask_pointer
-from .memory import lanes, offset, pointer, splat, store, values
+from .memory import offset, pointer, values
+from .results import clear_line
 from .scheduled import WORK_FIELDS
 from .sharing import run_tasks
 
 
 @device
-def clear_line(ptr, start, count):
-    """Zeros in `count` values from `start` on."""
-    width, zero, i = lanes(ptr), splat(ptr, 0.0), 0
-    while i + width <= count:
-        store(ptr, start + i, zero, None)
-        i += width
-    if i < count:
-        store(ptr, start + i, zero, count - i)
-
-
-@device
 def clear_rows_first(dims, py, n, valid):
-    """Channels first: zeros behind the valid positions of each channel of sample n."""
+    """Channels first: zeros in sample n where no problem will fill its rows up: it has no gaps, or nothing is valid."""
+    if valid > 0 and dims[C] > 1:
+        return
     for c in range(dims[C]):
-        clear_line(py, n * dims[Y_N] + c * dims[Y_R] + valid, dims[S] - valid)
+        clear_line(dims, py, n * dims[Y_N] + c * dims[Y_R] + valid, dims[S] - valid)
 
 
 @device
@@ -39,7 +31,7 @@ def clear_rows_last(dims, py, n, valid):
     if dims[Y_R] == count:
         rows, count = min(rows, 1), rows * count
     for r in range(valid, valid + rows):
-        clear_line(py, n * dims[Y_N] + r * dims[Y_R], count)
+        clear_line(dims, py, n * dims[Y_N] + r * dims[Y_R], count)
 
 
 @inlined
@@ -90,6 +82,7 @@ def lengths_kernel(backward, layout, itemsize, x_kind, sources):
                 for i in range(len(WORK_FIELDS)):
                     table[WORK_FIELDS[i]] = work[i]
                 table[N], table[S], table[VALID], table[SAMPLE], table[AT] = 1, valid, valid, n, at
+                table[ROOM] = batch[S] if first and batch[C] > 1 else 0
                 at += 2 * table[PARTS] * (batch[C] if backward else batch[G])
                 problems += 1
         tasks = 1 if launcher == 0 else min(batch[N], batch[SLOTS])
@@ -124,14 +117,12 @@ def masks_kernel(sums, sources):
             if valid == 0:
                 return 0
             table[SAMPLE], table[AT], table[VALID] = n, n * sums * one[PARTS], valid
-            # four positions spread over the valid ones
-            at, seen = 0, 0
-            for position in range(one[S]):
-                if is_valid(mask, first + position * step):
-                    while at < 4 and seen == valid * (2 * at + 1) // 8:
-                        table[SPOT_0 + at] = position
-                        at += 1
-                    seen += 1
+            # four positions spread over the sample, each the next that is valid
+            for i in range(4):
+                position = one[S] * (2 * i + 1) // 8
+                while not is_valid(mask, first + position * step):
+                    position = position + 1 if position + 1 < one[S] else 0
+                table[SPOT_0 + i] = position
         return tables.shape[0]
 
     return masks

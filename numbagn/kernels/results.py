@@ -4,7 +4,7 @@ from .callees import device
 from .compiled import activate, slope
 from .geometry import D, G, N, PAST, S
 from .masks import only_valid
-from .memory import lanes, load, present, store, stream, until_aligned
+from .memory import lanes, load, present, splat, store, stream, until_aligned
 from .moments import centred
 from .vectors import fma, keep
 
@@ -46,6 +46,35 @@ def store_result(ptr, index, value, count, past):
         stream(ptr, index, value)
     else:
         store(ptr, index, value, count)
+
+
+@device
+def clear_run(ptr, start, count, past):
+    """Zeros in `count` values from `start` on, which must be aligned if they go past the caches."""
+    width, zero, i = lanes(ptr), splat(ptr, 0.0), 0
+    while i + width <= count:
+        store_result(ptr, start + i, zero, None, past)
+        i += width
+    if i < count:
+        store(ptr, start + i, zero, count - i)
+
+
+@device
+def clear_line(dims, ptr, start, count):
+    """Zeros in `count` values from `start` on."""
+    aligned, past = aligned_from(dims, ptr, start, 0, count)
+    if aligned > 0:
+        store(ptr, start, splat(ptr, 0.0), aligned)
+    clear_run(ptr, start + aligned, count - aligned, past)
+
+
+@device
+def write_end(px, ps, pr, py, ix, i_skip, ir, iy, own, half_shift, half_shift_skip, scale, shift, act, past):
+    """One vector of y, of which the first `own` lanes are results and the others zero."""
+    z = fma(centred(px, ps, ix, i_skip, own, half_shift, half_shift_skip), scale, shift)
+    if present(pr):
+        z = z + load(pr, ir, own)
+    store_result(py, iy, keep(activate(z, act), own), None, past)
 
 
 @device
