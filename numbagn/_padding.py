@@ -4,6 +4,7 @@ Python's work for each sample, a few us, took longer than the kernel on samples 
 took three to four times as long as the same batch without.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ class Masks(NamedTuple):
             return None
         if mask.shape[self.channel_axis] != 1:
             return None
-        line = np.zeros(int(np.prod(self.shape)) + 2 * MARGIN, np.uint8)
+        line = np.zeros(math.prod(self.shape) + 2 * MARGIN, np.uint8)
         try:
             line[MARGIN:-MARGIN].view(np.bool_).reshape(self.shape)[...] = mask.transpose(self.order)
         except ValueError:  # it does not broadcast

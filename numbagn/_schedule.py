@@ -33,9 +33,9 @@ PARALLEL_BYTES, UNIT_BYTES = 1 << 18, 1 << 9
 # Bytes of a result from which it is stored past the caches, which saves reading its lines first but gives up what they
 # could hold; as shares of the last-level cache. Time against ordinary stores, one array written again and again:
 #   32 MiB cache   forward, 1 thread     5 MiB 1.6   8 MiB 1.1   10 MiB 0.78  15 MiB 0.85  32 MiB 0.82
-#                  forward, 2 threads    5 MiB 2.0   10 MiB 1.2  15 MiB 1.02  25 MiB 0.91  32 MiB 0.83
+#                  forward, 2 threads    5 MiB 2.0   10 MiB 1.2  15 MiB 1.02  16 MiB 0.86 25 MiB 0.91  32 MiB 0.83
 #                  backward, 1 and 2     5 MiB 1.1 and 1.3       8 MiB 0.75 and 0.87       15 MiB 0.72 and 0.76
-FORWARD_PAST_SHARE, FORWARD_PAST_SHARE_PARALLEL, BACKWARD_PAST_SHARE = 9 / 32, 20 / 32, 7 / 32
+FORWARD_PAST_SHARE, FORWARD_PAST_SHARE_PARALLEL, BACKWARD_PAST_SHARE = 9 / 32, 16 / 32, 7 / 32
 # A cache larger than the first number is one that a cloud machine shares with others, and whatever it holds of ours is
 # soon gone; from the second number on, what goes past it is hardly slower and often twice as fast, with several threads
 # from the third on:

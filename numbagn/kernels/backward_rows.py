@@ -11,7 +11,7 @@ from .geometry import (
     B_C, C, CHANNELS_FIRST, D, DY_N, G, N, PART, PAST, PIECES, PITCH, RES_N, RUN, SKIP_N, SUM, UNITS, WHOLE, WRITE,
     W_C, X_N,
 )  # fmt: skip
-from .memory import absent, accumulate, lanes, load, load_one, offset, splat, store, store_one, streamed
+from .memory import absent, accumulate, lanes, load, load_one, offset, prefetch, splat, store, store_one, streamed
 from .moments import CHUNK, coefficients, final_shift
 from .phases import steps_of_unit
 from .results import upstream
@@ -24,12 +24,19 @@ SAMPLES_TOGETHER = 16
 
 @device
 def sample(dims, n, g, px, ps, mean, rstd):
-    """What a vector of group g of sample n is read with: where the sample begins, and the coefficients of x_hat."""
-    u = n * dims[G] + g
+    """What a vector of group g of sample n is read with: where the sample begins, and the coefficients of x_hat.
+
+    First where the sample begins that is summed next, two further on, whose memory is asked for meanwhile; the sample
+    itself where there is none, or dx is not so large that it goes past the caches: (4096, 768) takes 0.87 of the time
+    by it, but (1024, 1024) 1.1.
+    """
+    u, ahead = n * dims[G] + g, n
+    if n + 2 < dims[N] and dims[PAST] != 0:
+        ahead = n + 2
     shift = final_shift(dims, CHANNELS_FIRST, px, ps, n * dims[X_N] + g * dims[D], mean[u])
     half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, shift, mean[u], 0.0, rstd[u])
     return (
-        n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N],
+        ahead * dims[DY_N], ahead * dims[X_N], n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N],
         splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2), splat(px, lack),
     )  # fmt: skip
 
@@ -37,7 +44,10 @@ def sample(dims, n, g, px, ps, mean, rstd):
 @device
 def add_sample(one, i, count, pdy, px, ps, pr, w, b, dbias, dweight, m1, m2, act):
     """Add what one sample's vector of channels from i on gives to each of the four sums."""
-    idy, ix, i_skip, ir, h, h_skip, rstd_2, lack = one
+    next_dy, next_x, idy, ix, i_skip, ir, h, h_skip, rstd_2, lack = one
+    if next_x != ix:
+        prefetch(pdy, next_dy + i)
+        prefetch(px, next_x + i)
     dz, d = upstream(
         pdy, px, ps, pr, absent(px), idy + i, ix + i, i_skip + i, ir + i, ix, count, h, h_skip, rstd_2, w,
         fma(w, lack, b), act,
