@@ -30,7 +30,8 @@ def dense(p: Problem, **arrays: Array | None) -> bool:
 
 def share_of(direction: str, p: Problem, layout: int, **arrays: Array | None) -> dict[str, int]:
     """How the work on these arrays is shared out."""
-    return shares(direction, layout, p.N, p.C, p.G, p.S, p.result.itemsize, dense(p, **arrays))
+    read = (p.x.itemsize,) if direction == "forward" else ()
+    return shares(direction, layout, p.N, p.C, p.G, p.S, p.result.itemsize, dense(p, **arrays), *read)
 
 
 @lru_cache(maxsize=4096)
