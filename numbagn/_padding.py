@@ -116,5 +116,5 @@ def padding_of(
         order = (0, channel, *spatial) if p.layout == CHANNELS_FIRST else (0, *spatial, channel)
         shape = tuple(p.shape[a] if a != channel or each else 1 for a in order)
         padding = Masks(make, shape, order, channel, p.C if each and p.layout != CHANNELS_FIRST else 1)
-    work = size + (2 * p.N * p.G if forward else 3 * p.N * p.G + 2 * p.C)
+    work = size + (2 * p.N * p.G if forward else 2 * p.N * p.G + 2 * p.C)
     return runner(kernel, p, share["PARALLEL"]), share, dims, work, padding

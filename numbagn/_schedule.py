@@ -58,7 +58,7 @@ ROW_PIECE, WHOLE_SAMPLE = 4096, 32768
 # What the shapes alone decide, as the four functions named `..._work` give it.
 WORK = "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "ROW", "DENSE", "PITCH", "SLOT"
 # Tables of scratch, each PITCH values for a task: see the kernels.
-FORWARD_TABLES_LAST, BACKWARD_TABLES_LAST, TABLES_FIRST = 6, 9, 2
+FORWARD_TABLES_LAST, BACKWARD_TABLES_LAST, TABLES_FIRST = 5, 9, 2
 
 
 @lru_cache(maxsize=1)
@@ -185,7 +185,7 @@ def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: 
     else:
         numbers = backward_first_work(N, C, G, S, itemsize, dense)
     work = dict(zip(WORK, numbers, strict=True))
-    work["WORK"] = 2 * work["PARTS"] * N * C + 3 * N * G + 2 * C
+    work["WORK"] = 2 * work["PARTS"] * N * C + 2 * N * G + 2 * C
     share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes)
     return work | share | {"PAST": past}
 
@@ -203,5 +203,5 @@ def _samples(N: int, C: int, G: int, width: int, nbytes: int) -> dict[str, int]:
     return share | {
         "UNITS": units, "PART": part, "PARTS": 1, "SUMS": pieces, "RUN": run, "PIECES": pieces, "DENSE": 1,
         "PITCH": pitch, "SLOT": TABLES_FIRST * pitch,
-        "WORK": 2 * units * C + 3 * N * G + 2 * N * pieces + 2 * C,
+        "WORK": 2 * units * C + 2 * N * G + 2 * N * pieces + 2 * C,
     }  # fmt: skip

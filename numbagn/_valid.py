@@ -60,7 +60,7 @@ def backward_valid(
     assert dy is not None
     common = dims_of(p, share_of("backward", p, p.layout, **arrays), w, b, **arrays)
     runs, size, kind, mask = tables("backward", p, v, common, dense(p, **arrays), 2 * p.C)
-    work = np.empty(size + 3 * p.N * p.G + 2 * p.C)
+    work = np.empty(size + 2 * p.N * p.G + 2 * p.C)
     gradients = np.empty(2 * p.C, p.dtype.accumulator)
     parts = [(n, *part_of(p, v, n)) for n in v.apart]
     cuts = [[None if a is None else a[part].copy() for a in (p.x, s, r, dy)] for _, part, _ in parts]

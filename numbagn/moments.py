@@ -282,12 +282,9 @@ def normalize(
         return y if out is None else out
     target, w, b = target_of(y, p, w, b, (p.x,))
     share = share_of("forward", p, p.layout, X=p.x, Y=target) | {"FIRST": WRITE, "LAST": WRITE + 1, "PARTS": 1}
-    # what settling leaves for writing: mean, rstd, K (the mean in the accumulator's precision) and what the mean lacks
-    with np.errstate(all="ignore"):
-        shift = moments.mean.astype(p.dtype.accumulator).astype(np.float64)
-    work = np.concatenate(
-        [moments.mean.ravel(), moments.rstd(p.eps).ravel(), np.stack([shift, np.zeros_like(shift)], -1).ravel()]
-    )
+    # what settling leaves for writing: mean, rstd, and of two sums what the mean lost
+    lost = np.zeros((*moments.mean.shape, 2))
+    work = np.concatenate([moments.mean.ravel(), moments.rstd(p.eps).ravel(), lost.ravel()])
     dims = dims_of(p, share, w, b, X=p.x, Y=target)
     _run(p, dims, share["PARALLEL"], scratch_of(p, share), work, y=flat_of(target, p), w=w, b=b)
     if target is not y:

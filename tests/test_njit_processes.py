@@ -144,3 +144,30 @@ import numbagn
 relu.stats = other.stats
 """)
     assert process("relu")[0] == [True]
+
+
+def test_what_depends_on_the_machine_is_asked_for_where_code_from_disk_runs(tmp_path):
+    """A function compiled beside a cache of 64 MiB stores results past one of 32 MiB from its share on."""
+    (tmp_path / "share.py").write_text("""
+import numba
+from numba import types
+from numbagn.kernels.inside import past_bytes, past_bytes_here
+from numbagn.kernels.links import linked
+past_from = linked(past_bytes, (), past_bytes_here)
+@numba.njit(cache=True)
+def share():
+    return past_from(())
+""")
+    program = """
+import sys
+sys.path.insert(0, {0!r})
+from numbagn import _schedule
+_schedule.cache_bytes = lambda: {1} << 20
+from share import share
+print(share() / 2**20, sum(share.stats.cache_hits.values()))
+"""
+    said = [
+        shell(code=program.format(str(tmp_path), size), NUMBA_CACHE_DIR=str(tmp_path / "cache")).stdout.split()
+        for size in (64, 32)
+    ]
+    assert said == [["18.0", "0"], ["9.0", "1"]]

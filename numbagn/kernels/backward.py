@@ -47,7 +47,7 @@ def backward_task(
             phase, first, last, own, offset(pdy, n * own[DY_N]), offset(px, n * own[X_N]), offset(ps, n * own[SKIP_N]),
             offset(pr, n * own[RES_N]), offset(pdx, n * own[Y_N]), offset(pdr, n * own[DRES_N]),
             offset(pm, n * own[MASK_N]), slot, offset(weight, n * own[W_N]), offset(bias, n * own[B_N]),
-            offset(mean, n * own[G]), offset(rstd, n * own[G]), offset(work, own[AT]), offset(blocks, 3 * n * own[G]),
+            offset(mean, n * own[G]), offset(rstd, n * own[G]), offset(work, own[AT]), offset(blocks, 2 * n * own[G]),
             act,
         )  # fmt: skip
 
@@ -56,7 +56,7 @@ def backward_task(
 def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind, activation, sources):
     """Make the backward kernel of one specialisation, as `forward_kernel` does.
 
-    It fills dx, dresidual, `work` (sums of each problem; m1, m2 and shift of each block; float64 totals of the sums
+    It fills dx, dresidual, `work` (sums of each problem; m1 and m2 of each block; float64 totals of the sums
     over the samples) and the parameters' gradients: dbias, dweight.
     """
     dx_kind = RESULT_KINDS[x_kind]
@@ -69,7 +69,7 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
         problems, table = dims.shape[0], values(dims)
         channels, sums = table[C], values(work)
         totals_at = work.size - 2 * channels
-        blocks_at = totals_at - 3 * table[BATCH] * table[G]
+        blocks_at = totals_at - 2 * table[BATCH] * table[G]
         if layout == SINGLE_POSITION:
             blocks_at = 2 * table[UNITS] * channels
         pdy, px, pdx, pm = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, dx_kind), mask_pointer(mask, mask_kind)

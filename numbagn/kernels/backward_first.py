@@ -2,11 +2,11 @@
 
 from .callees import device, inlined
 from .geometry import (
-    B_C, B_N, C, CHANNELS_FIRST, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_N, MASK_R, N, PART, PARTS, PAST, PIECES,
+    B_C, B_N, C, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_N, MASK_R, N, PART, PARTS, PAST, PIECES,
     RES_N, RES_R, ROOM, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, SUMS, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import lanes, prefetch, splat, store, streamed
-from .moments import CHUNK, coefficients, final_shift
+from .moments import CHUNK, coefficients
 from .phases import steps_of_unit
 from .results import aligned_from, clear_run, elements_ahead, store_result, upstream, write_gradient
 from .tables import along, element_parameters, expand
@@ -17,9 +17,8 @@ from .vectors import doubles, fma, join, keep, lane_sum
 def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, pm, weight, bias, mean, rstd, sums, act):
     """Steps low .. high - 1 of block (n, g), each part k, PART positions, of a channel, channel after channel."""
     u, d_count, s_count = n * dims[G] + g, dims[D], dims[S]
-    block_shift = final_shift(dims, CHANNELS_FIRST, px, ps, n * dims[X_N] + g * d_count * dims[X_R], mean[u])
-    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block_shift, mean[u], 0.0, rstd[u])
-    h, h_skip, rstd_2 = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2)
+    unit, origin, factor, lack = coefficients(px, mean[u], 0.0, rstd[u])
+    unit, origin, factor = splat(px, unit), splat(px, origin), splat(px, factor)
     idy, ix, i_skip, ir, im = n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N], n * dims[MASK_N]
     at, products_at, width = n * dims[C], dims[N] * dims[C], lanes(px)
     if s_count == 1:  # each channel of the block is one element and its own sum
@@ -29,7 +28,7 @@ def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, pm, weight, bias, me
             w = along(weight, n * dims[W_N], i * dims[W_C], dims[W_C], count)
             b = along(bias, n * dims[B_N], i * dims[B_C], dims[B_C], count)
             dz, d = upstream(
-                pdy, px, ps, pr, pm, idy + i, ix + i, i_skip + i, ir + i, im + i, count, h, h_skip, rstd_2, w,
+                pdy, px, ps, pr, pm, idy + i, ix + i, i_skip + i, ir + i, im + i, count, unit, origin, factor, w,
                 fma(w, lack, b), act,
             )  # fmt: skip
             store(sums, at + i, dz, count)
@@ -52,14 +51,15 @@ def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, pm, weight, bias, me
             b0 = a0
             while i + width <= stop:
                 dz, d = upstream(
-                    pdy, px, ps, pr, pm, jdy + i, jx + i, j_skip + i, jr + i, jm + i, None, h, h_skip, rstd_2, w, b, act
-                )
+                    pdy, px, ps, pr, pm, jdy + i, jx + i, j_skip + i, jr + i, jm + i, None, unit, origin, factor, w, b,
+                    act,
+                )  # fmt: skip
                 a0, b0 = a0 + dz, fma(dz, d, b0)
                 i += width
             if i < stop:
                 dz, d = upstream(
-                    pdy, px, ps, pr, pm, jdy + i, jx + i, j_skip + i, jr + i, jm + i, stop - i, h, h_skip, rstd_2, w, b,
-                    act,
+                    pdy, px, ps, pr, pm, jdy + i, jx + i, j_skip + i, jr + i, jm + i, stop - i, unit, origin, factor, w,
+                    b, act,
                 )  # fmt: skip
                 a0, b0 = a0 + dz, fma(dz, d, b0)
                 i = stop
@@ -73,11 +73,10 @@ def sum_steps_first(dims, n, g, low, high, pdy, px, ps, pr, pm, weight, bias, me
 
 
 @device
-def settle_block(dims, layout, n, g, x_base, px, ps, weight, mean, rstd, sums, block):
-    """Add the parts of each channel of block (n, g), and what d lacks to x_hat; keep m1, m2 and the shift of x."""
+def settle_block(dims, n, g, px, weight, mean, rstd, sums, block):
+    """Add the parts of each channel of block (n, g), and what d lacks to x_hat; keep m1 and m2."""
     d_count, channels, u = dims[D], dims[N] * dims[C], n * dims[G] + g
-    block_shift = final_shift(dims, layout, px, ps, x_base, mean[u])
-    _, _, _, lack = coefficients(px, ps, block_shift, mean[u], 0.0, rstd[u])
+    _, _, _, lack = coefficients(px, mean[u], 0.0, rstd[u])
     m1, m2 = 0.0, 0.0
     for c in range(g * d_count, (g + 1) * d_count):
         at = n * dims[C] + c
@@ -89,7 +88,7 @@ def settle_block(dims, layout, n, g, x_base, px, ps, weight, mean, rstd, sums, b
         m1 += w * sums[at]
         m2 += w * sums[at + channels]
     size = d_count * dims[VALID]
-    block[3 * u], block[3 * u + 1], block[3 * u + 2] = m1 / size, m2 / size, block_shift
+    block[2 * u], block[2 * u + 1] = m1 / size, m2 / size
 
 
 @device
@@ -98,10 +97,10 @@ def write_pieces_first(
 ):
     """Pieces low .. high - 1 of block (n, g), each RUN elements of its line, the last first as in the forward pass."""
     u, size, c = n * dims[G] + g, dims[D] * dims[S], g * dims[D]
-    r = rstd[u]
-    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, block[3 * u + 2], mean[u], 0.0, r)
-    h, h_skip, rstd_2 = splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2)
-    by_d, constant = splat(px, -r * block[3 * u + 1]), splat(px, -r * (block[3 * u] + lack * block[3 * u + 1]))
+    r, m1, m2 = rstd[u], block[2 * u], block[2 * u + 1]
+    unit, origin, factor, lack = coefficients(px, mean[u], 0.0, r)
+    unit, origin, factor = splat(px, unit), splat(px, origin), splat(px, factor)
+    by_d, constant = splat(px, -r * m2), splat(px, -r * (m1 + lack * m2))
     idy, ix = n * dims[DY_N] + c * dims[DY_R], n * dims[X_N] + c * dims[X_R]
     i_skip, ir = n * dims[SKIP_N] + c * dims[SKIP_R], n * dims[RES_N] + c * dims[RES_R]
     idx, idr = n * dims[Y_N] + c * dims[Y_R], n * dims[DRES_N] + c * dims[DRES_R]
@@ -112,34 +111,34 @@ def write_pieces_first(
         if dims[S] < lanes(px):
             write_elements(
                 dims, n, g * size, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, slot,
-                weight, bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
+                weight, bias, unit, origin, factor, lack, r, by_d, constant, act,
             )  # fmt: skip
         elif dims[DENSE] != 0:
             write_channels(
                 dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight,
-                bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
+                bias, unit, origin, factor, lack, r, by_d, constant, act,
             )  # fmt: skip
         else:
             write_rows(
                 dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight,
-                bias, h, h_skip, rstd_2, lack, r, by_d, constant, act,
+                bias, unit, origin, factor, lack, r, by_d, constant, act,
             )  # fmt: skip
 
 
 @device
 def write_one(
-    idy, ix, i_skip, ir, idx, idr, im, count, pdy, px, ps, pr, pdx, pdr, pm, h, h_skip, rstd_2, w, b, scale, by_d,
+    idy, ix, i_skip, ir, idx, idr, im, count, pdy, px, ps, pr, pdx, pdr, pm, unit, origin, factor, w, b, scale, by_d,
     constant, act, past,
 ):  # fmt: skip
     """One vector of dx and dresidual from its inputs."""
-    dz, d = upstream(pdy, px, ps, pr, pm, idy, ix, i_skip, ir, im, count, h, h_skip, rstd_2, w, b, act)
+    dz, d = upstream(pdy, px, ps, pr, pm, idy, ix, i_skip, ir, im, count, unit, origin, factor, w, b, act)
     write_gradient(dz, d, pdx, pdr, pm, idx, idr, im, count, scale, by_d, constant, past)
 
 
 @inlined
 def write_channels(
-    dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight, bias, h, h_skip,
-    rstd_2, lack, r, by_d, constant, act,
+    dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight, bias, unit,
+    origin, factor, lack, r, by_d, constant, act,
 ):  # fmt: skip
     """Elements start .. stop - 1 of a block, its channels a vector or longer: see `forward_first.write_channels`."""
     width, s_count = lanes(px), dims[S]
@@ -167,21 +166,21 @@ def write_channels(
             while i <= last:
                 write_one(
                     idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,
-                    h, h_skip, rstd_2, v_w, v_b, v_scale, by_d, constant, act, past,
+                    unit, origin, factor, v_w, v_b, v_scale, by_d, constant, act, past,
                 )  # fmt: skip
                 i += width
         else:
             write_one(
-                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, count, pdy, px, ps, pr, pdx, pdr, pm, h,
-                h_skip, rstd_2, v_w, v_b, v_scale, by_d, constant, act, 0,
+                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, count, pdy, px, ps, pr, pdx, pdr, pm,
+                unit, origin, factor, v_w, v_b, v_scale, by_d, constant, act, 0,
             )  # fmt: skip
             i += count
 
 
 @device
 def write_rows(
-    dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight, bias, h, h_skip,
-    rstd_2, lack, r, by_d, constant, act,
+    dims, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight, bias, unit,
+    origin, factor, lack, r, by_d, constant, act,
 ):  # fmt: skip
     """The same where there are gaps from channel to channel, or one mask for all: see `forward_first.write_rows`."""
     width, s_count = lanes(px), dims[S]
@@ -201,7 +200,7 @@ def write_rows(
             while whole and i + width <= count:
                 write_one(
                     idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,
-                    h, h_skip, rstd_2, w, b, scale, by_d, constant, act, past,
+                    unit, origin, factor, w, b, scale, by_d, constant, act, past,
                 )  # fmt: skip
                 i += width
             if whole and room >= i + width:
@@ -210,12 +209,12 @@ def write_rows(
             if own > 0:
                 write_one(
                     idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, own, pdy, px, ps, pr, pdx, pdr, pm,
-                    h, h_skip, rstd_2, w, b, scale, by_d, constant, act, 0,
+                    unit, origin, factor, w, b, scale, by_d, constant, act, 0,
                 )  # fmt: skip
                 i += own
         if room >= i + width:  # there is no residual then, and no mask
             dz, d = upstream(
-                pdy, px, ps, pr, pm, idy + i, ix + i, i_skip + i, ir + i, im + i, count - i, h, h_skip, rstd_2, w, b,
+                pdy, px, ps, pr, pm, idy + i, ix + i, i_skip + i, ir + i, im + i, count - i, unit, origin, factor, w, b,
                 act,
             )  # fmt: skip
             gradient = keep(fma(dz, scale, fma(d, by_d, constant)), count - i)
@@ -230,8 +229,8 @@ def write_rows(
 
 @inlined
 def write_elements(
-    dims, n, base, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, h,
-    h_skip, rstd_2, lack, r, by_d, constant, act,
+    dims, n, base, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias,
+    unit, origin, factor, lack, r, by_d, constant, act,
 ):  # fmt: skip
     """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
     width = lanes(px)
@@ -247,15 +246,15 @@ def write_elements(
                 w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
                 write_one(
                     idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,
-                    h, h_skip, rstd_2, w, fma(w, lack, b), w * r, by_d, constant, act, past,
+                    unit, origin, factor, w, fma(w, lack, b), w * r, by_d, constant, act, past,
                 )  # fmt: skip
                 i += width
         count = (aligned if i < aligned else stop) - i
         if count > 0:
             w, b = along(pw, wi, i, w_step, count), along(pb, bi, i, b_step, count)
             write_one(
-                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, count, pdy, px, ps, pr, pdx, pdr, pm, h,
-                h_skip, rstd_2, w, fma(w, lack, b), w * r, by_d, constant, act, 0,
+                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, count, pdy, px, ps, pr, pdx, pdr, pm,
+                unit, origin, factor, w, fma(w, lack, b), w * r, by_d, constant, act, 0,
             )  # fmt: skip
             i += count
 
@@ -274,8 +273,7 @@ def steps_first(
             until = steps if phase == WHOLE else first + count
             sum_steps_first(dims, n, g, first, until, pdy, px, ps, pr, pm, weight, bias, mean, rstd, sums, act)
         if phase in (WHOLE, SETTLE):
-            x_base = n * dims[X_N] + g * dims[D] * dims[X_R]
-            settle_block(dims, CHANNELS_FIRST, n, g, x_base, px, ps, weight, mean, rstd, sums, block)
+            settle_block(dims, n, g, px, weight, mean, rstd, sums, block)
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
             expanded = expand(dims, n, expanded, lanes(px), weight, bias, slot)

@@ -8,11 +8,11 @@ group of a sample is walked in pieces of RUN elements, each with its share of m1
 from .backward_first import write_pieces_first
 from .callees import device, inlined
 from .geometry import (
-    B_C, C, CHANNELS_FIRST, D, DY_N, G, N, PART, PAST, PIECES, PITCH, RES_N, RUN, SKIP_N, SUM, UNITS, WHOLE, WRITE,
+    B_C, C, D, DY_N, G, N, PART, PAST, PIECES, PITCH, RES_N, RUN, SKIP_N, SUM, UNITS, WHOLE, WRITE,
     W_C, X_N,
 )  # fmt: skip
 from .memory import absent, accumulate, lanes, load, load_one, offset, prefetch, splat, store, store_one, streamed
-from .moments import CHUNK, coefficients, final_shift
+from .moments import CHUNK, coefficients
 from .phases import steps_of_unit
 from .results import upstream
 from .tables import along, clear
@@ -23,7 +23,7 @@ SAMPLES_TOGETHER = 16
 
 
 @device
-def sample(dims, n, g, px, ps, mean, rstd):
+def sample(dims, n, g, px, mean, rstd):
     """What a vector of group g of sample n is read with: where the sample begins, and the coefficients of x_hat.
 
     First where the sample begins that is summed next, two further on, whose memory is asked for meanwhile; the sample
@@ -33,23 +33,22 @@ def sample(dims, n, g, px, ps, mean, rstd):
     u, ahead = n * dims[G] + g, n
     if n + 2 < dims[N] and dims[PAST] != 0:
         ahead = n + 2
-    shift = final_shift(dims, CHANNELS_FIRST, px, ps, n * dims[X_N] + g * dims[D], mean[u])
-    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, shift, mean[u], 0.0, rstd[u])
+    unit, origin, factor, lack = coefficients(px, mean[u], 0.0, rstd[u])
     return (
         ahead * dims[DY_N], ahead * dims[X_N], n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N],
-        splat(px, half_shift), splat(px, half_shift_skip), splat(px, rstd_2), splat(px, lack),
+        splat(px, unit), splat(px, origin), splat(px, factor), splat(px, lack),
     )  # fmt: skip
 
 
 @device
 def add_sample(one, i, count, pdy, px, ps, pr, w, b, dbias, dweight, m1, m2, act):
     """Add what one sample's vector of channels from i on gives to each of the four sums."""
-    next_dy, next_x, idy, ix, i_skip, ir, h, h_skip, rstd_2, lack = one
+    next_dy, next_x, idy, ix, i_skip, ir, unit, origin, factor, lack = one
     if next_x != ix:
         prefetch(pdy, next_dy + i)
         prefetch(px, next_x + i)
     dz, d = upstream(
-        pdy, px, ps, pr, absent(px), idy + i, ix + i, i_skip + i, ir + i, ix, count, h, h_skip, rstd_2, w,
+        pdy, px, ps, pr, absent(px), idy + i, ix + i, i_skip + i, ir + i, ix, count, unit, origin, factor, w,
         fma(w, lack, b), act,
     )  # fmt: skip
     x_hat, g = d + lack, w * dz
@@ -127,8 +126,8 @@ def sum_pieces(dims, n, both, g, low, high, at, pdy, px, ps, pr, slot, weight, b
     """Pieces low .. high - 1 of group g of sample n, and of the next one if `both`."""
     per_group = dims[PIECES] // dims[G]
     to, following = 2 * (n * dims[PIECES] + g * per_group + low), 2 * dims[PIECES]
-    one = sample(dims, n, g, px, ps, mean, rstd)
-    two = sample(dims, n + both, g, px, ps, mean, rstd)
+    one = sample(dims, n, g, px, mean, rstd)
+    two = sample(dims, n + both, g, px, mean, rstd)
     for piece in range(low, high):
         start = g * dims[D] + piece * dims[RUN]
         stop = min(start + dims[RUN], (g + 1) * dims[D])
@@ -142,14 +141,13 @@ def sum_pieces(dims, n, both, g, low, high, at, pdy, px, ps, pr, slot, weight, b
 
 
 @device
-def settle_sample(dims, n, g, px, ps, mean, block, shares):
-    """m1, m2 and the shift of x of one group of a sample."""
+def settle_sample(dims, n, g, block, shares):
+    """m1 and m2 of one group of a sample."""
     u, per_group, m1, m2 = n * dims[G] + g, dims[PIECES] // dims[G], 0.0, 0.0
     for at in range(2 * u * per_group, 2 * (u + 1) * per_group, 2):
         m1 += shares[at]
         m2 += shares[at + 1]
-    shift = final_shift(dims, CHANNELS_FIRST, px, ps, n * dims[X_N] + g * dims[D], mean[u])
-    block[3 * u], block[3 * u + 1], block[3 * u + 2] = m1 / dims[D], m2 / dims[D], shift
+    block[2 * u], block[2 * u + 1] = m1 / dims[D], m2 / dims[D]
 
 
 @inlined
@@ -174,7 +172,7 @@ def walk_unit(
             )
             if whole:
                 for m in range(n, n + 1 + both):
-                    settle_sample(dims, m, h, px, ps, mean, block, shares)
+                    settle_sample(dims, m, h, block, shares)
                     write_pieces_first(
                         dims, m, h, 0, per_group, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block,
                         act,
@@ -188,7 +186,7 @@ def walk_unit(
 def steps_rows(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act):
     """Single positions: steps low .. high - 1 of a phase; a step of SUM or WRITE is one piece of a unit's samples."""
     per_unit, per_group = steps_of_unit(phase, dims), dims[PIECES] // dims[G]
-    shares = offset(block, 3 * dims[N] * dims[G])
+    shares = offset(block, 2 * dims[N] * dims[G])
     for step in range(low, high):
         k, g, piece = step // per_unit, step % per_unit // per_group, step % per_unit % per_group
         if phase in (WHOLE, SUM):
@@ -205,6 +203,6 @@ def steps_rows(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, pm, slot, weig
                 )  # fmt: skip
             else:
                 for h in range(dims[G]):
-                    settle_sample(dims, n, h, px, ps, mean, block, shares)
+                    settle_sample(dims, n, h, block, shares)
     if dims[PAST] != 0:
         streamed()

@@ -5,8 +5,8 @@ target can compile each one's `py_func` for its own kind of value. No loops, no 
 
 `x_hat = (x - mean) * rstd` is never computed from ``x * rstd - mean * rstd``: at a mean of 1e4 that loses four digits.
 Instead x is first shifted by a number K near its mean, representable in the accumulator's type, so that the difference
-is exact or nearly so, and what K lacks is added in `lack = (K - mean) * rstd`. The shift works on halves, so that it
-cannot overflow while the result is finite.
+is exact or nearly so, and what K lacks is added in `lack = (K - mean) * rstd`. Differences are taken in a unit, of 1/2
+as a rule, so that they cannot overflow while the result is finite.
 """
 
 from .callees import inlined
@@ -22,9 +22,18 @@ EDGE = 2000.0
 
 
 @inlined
-def half_difference(x, half_shift):
-    """(x - K) / 2 with half_shift = -K / 2."""
-    return fma(x, 0.5, half_shift)
+def sum_and_loss(a, b):
+    """a + b rounded, and what the rounding lost, exactly (Knuth's two-sum)."""
+    total = a + b
+    added = total - a
+    return total, (a - (total - added)) + (b - added)
+
+
+@inlined
+def sum_difference(a, b, unit, origin):
+    """(a + b - K) * unit as if only the result were rounded, with origin = -K * unit; unit is a power of two."""
+    total, lost = sum_and_loss(a * unit, b * unit)
+    return (total + origin) + lost
 
 
 @inlined

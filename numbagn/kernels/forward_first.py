@@ -3,10 +3,10 @@
 from .callees import device, inlined
 from .geometry import (
     B_C, B_N, CHANNELS_FIRST, D, DENSE, G, KEEP_M2, MASK_N, MASK_R, PART, PARTS, PAST, PIECES, RES_N, RES_R, ROOM, RUN,
-    S, SETTLE, SKIP_N, SKIP_R, SUM, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
+    S, SETTLE, SKIP_N, SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .memory import exact, lanes, prefetch, present, splat, streamed
-from .moments import coefficients, difference, final_shift, line_sums, rstd_of, settle, shifts
+from .moments import coefficients, difference, line_sums, location, rstd_of, settle
 from .phases import steps_of_unit
 from .results import aligned_from, clear_run, elements_ahead, write_end, write_vector
 from .tables import along, element_parameters, expand
@@ -19,30 +19,31 @@ def sum_part_first(dims, n, g, k, px, ps, pm, partial):
     c, start = g * dims[D], k * dims[PART]
     x_base, skip_base = n * dims[X_N] + c * dims[X_R], n * dims[SKIP_N] + c * dims[SKIP_R]
     m_base = n * dims[MASK_N] + c * dims[MASK_R]
-    shift, shift_skip = shifts(dims, CHANNELS_FIRST, px, ps, x_base, skip_base)
+    k_near = location(dims, CHANNELS_FIRST, px, ps, x_base, skip_base)
     count = min(dims[PART], dims[D] * dims[S] - start)
-    total, squares = line_sums(dims, px, ps, pm, x_base, skip_base, m_base, start, count, shift, shift_skip)
+    total, squares = line_sums(dims, px, ps, pm, x_base, skip_base, m_base, start, count, k_near)
     at = 2 * ((n * dims[G] + g) * dims[PARTS] + k)
     partial[at], partial[at + 1] = total, squares
 
 
 @inlined
 def settle_block_first(dims, n, g, px, ps, pm, partial, mean, rstd, eps):
-    """Mean and rstd (or M2) of block (n, g) from its partial sums, added in order."""
+    """Mean and rstd (or M2) of block (n, g) from its partial sums, added in order.
+
+    What the mean lost comes first there.
+    """
     u, c = n * dims[G] + g, g * dims[D]
     x_base, skip_base = n * dims[X_N] + c * dims[X_R], n * dims[SKIP_N] + c * dims[SKIP_R]
     m_base = n * dims[MASK_N] + c * dims[MASK_R]
-    shift, shift_skip = shifts(dims, CHANNELS_FIRST, px, ps, x_base, skip_base)
+    k = location(dims, CHANNELS_FIRST, px, ps, x_base, skip_base)
     total, squares = 0.0, 0.0
     for at in range(2 * u * dims[PARTS], 2 * (u + 1) * dims[PARTS], 2):
         total += partial[at]
         squares += partial[at + 1]
-    at = 2 * u * dims[PARTS]
-    mean[u], partial[at + 1], m2 = settle(
-        dims, CHANNELS_FIRST, px, ps, pm, x_base, skip_base, m_base, shift, shift_skip, total, squares, eps
+    mean[u], partial[2 * u * dims[PARTS]], m2, variance = settle(
+        dims, CHANNELS_FIRST, px, ps, pm, x_base, skip_base, m_base, k, total, squares, eps
     )
-    rstd[u] = m2 if dims[KEEP_M2] != 0 else rstd_of(m2 / (dims[D] * dims[VALID]), eps)
-    partial[at] = final_shift(dims, CHANNELS_FIRST, px, ps, x_base, mean[u])
+    rstd[u] = m2 if dims[KEEP_M2] != 0 else rstd_of(variance, eps)
 
 
 @device
@@ -57,20 +58,17 @@ def one_vector_blocks(dims, low, high, eps, px, ps, pr, py, pm, slot, weight, bi
         expanded = expand(dims, n, expanded, lanes(px), weight, bias, slot)
         block = g * size
         ix, i_skip = n * dims[X_N] + block, n * dims[SKIP_N] + block
-        k, k_skip = shifts(dims, CHANNELS_FIRST, px, ps, ix, i_skip)
-        d = difference(exact(px, ps), exact(ps, ps), pm, ix, i_skip, ix, splat(px, k), splat(px, k_skip), size)
+        k = location(dims, CHANNELS_FIRST, px, ps, ix, i_skip)
+        d = difference(exact(px, ps), exact(ps, ps), pm, ix, i_skip, ix, splat(px, k), size)
         total, squares = lane_sum(doubles(d)), lane_sum(doubles(d * d))
-        mean[u], lost, m2 = settle(
-            dims, CHANNELS_FIRST, px, ps, pm, ix, i_skip, ix, k, k_skip, total, squares, eps
-        )  # fmt: skip
-        rstd[u] = rstd_of(m2 / size, eps)
-        k = final_shift(dims, CHANNELS_FIRST, px, ps, ix, mean[u])
-        half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, k, mean[u], lost, rstd[u])
+        mean[u], lost, _, variance = settle(dims, CHANNELS_FIRST, px, ps, pm, ix, i_skip, ix, k, total, squares, eps)
+        rstd[u] = rstd_of(variance, eps)
+        unit, origin, factor, lack = coefficients(px, mean[u], lost, rstd[u])
         pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, block, weight, bias, slot)
         w, b = along(pw, wi, 0, w_step, size), along(pb, bi, 0, b_step, size)
         write_vector(
             px, ps, pr, py, pm, ix, i_skip, n * dims[RES_N] + block, n * dims[Y_N] + block, ix, size,
-            splat(px, half_shift), splat(px, half_shift_skip), w * rstd_2, fma(w, lack, b), act, 0,
+            splat(px, unit), splat(px, origin), w * factor, fma(w, lack, b), act, 0,
         )  # fmt: skip
         g += 1
         if g == dims[G]:
@@ -84,8 +82,7 @@ def write_pieces_first(dims, n, g, low, high, px, ps, pr, py, pm, weight, bias, 
     The last comes first: of a block larger than a cache, what was summed last is still there.
     """
     u, size, c = n * dims[G] + g, dims[D] * dims[S], g * dims[D]
-    at = 2 * u * dims[PARTS]
-    half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, partial[at], mean[u], partial[at + 1], rstd[u])
+    unit, origin, factor, lack = coefficients(px, mean[u], partial[2 * u * dims[PARTS]], rstd[u])
     ix, i_skip = n * dims[X_N] + c * dims[X_R], n * dims[SKIP_N] + c * dims[SKIP_R]
     ir, iy = n * dims[RES_N] + c * dims[RES_R], n * dims[Y_N] + c * dims[Y_R]
     im = n * dims[MASK_N] + c * dims[MASK_R]
@@ -95,35 +92,35 @@ def write_pieces_first(dims, n, g, low, high, px, ps, pr, py, pm, weight, bias, 
         if dims[S] < lanes(px):
             write_elements(
                 dims, n, g * size, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, slot,
-                half_shift, half_shift_skip, rstd_2, lack, act,
+                unit, origin, factor, lack, act,
             )  # fmt: skip
         elif dims[DENSE] != 0:
             write_channels(
-                dims, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, half_shift,
-                half_shift_skip, rstd_2, lack, act,
+                dims, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, unit, origin, factor,
+                lack, act,
             )  # fmt: skip
         else:
             write_rows(
-                dims, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, half_shift,
-                half_shift_skip, rstd_2, lack, act,
+                dims, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, unit, origin, factor,
+                lack, act,
             )  # fmt: skip
 
 
 @device
 def write_channels(
-    dims, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, half_shift, half_shift_skip,
-    rstd_2, lack, act,
+    dims, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, unit, origin,
+    factor, lack, act,
 ):  # fmt: skip
     """Elements start .. stop - 1 of a block whose channels are a vector or longer, in whole aligned vectors."""
     width, s_count = lanes(px), dims[S]
-    h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
+    unit, origin = splat(px, unit), splat(px, origin)
     i = start
     aligned, past = aligned_from(dims, py, iy, start, stop)
     c = start // s_count
     end = (c + 1) * s_count
     wi, bi = n * dims[W_N] + g * dims[D] * dims[W_C], n * dims[B_N] + g * dims[D] * dims[B_C]
     w, b = weight[wi + c * dims[W_C]], bias[bi + c * dims[B_C]]
-    scale, shift = splat(px, rstd_2 * w), splat(px, lack * w + b)
+    scale, shift = splat(px, factor * w), splat(px, lack * w + b)
     while i < stop:
         whole = i >= aligned and i + width <= stop
         count = width if whole else min((aligned if i < aligned else stop) - i, width)
@@ -133,19 +130,19 @@ def write_channels(
             c, end = c + 1, end + s_count
             if i + own < stop:
                 w, b = weight[wi + c * dims[W_C]], bias[bi + c * dims[B_C]]
-                scale, shift = splat(px, rstd_2 * w), splat(px, lack * w + b)
+                scale, shift = splat(px, factor * w), splat(px, lack * w + b)
             if own < count:  # a vector that belongs to two channels
                 v_scale, v_shift, last = join(v_scale, scale, own), join(v_shift, shift, own), i
         if whole:
             while i <= last:
                 write_vector(
-                    px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, h, h_skip, v_scale, v_shift,
-                    act, past,
+                    px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, unit, origin, v_scale,
+                    v_shift, act, past,
                 )  # fmt: skip
                 i += width
         else:
             write_vector(
-                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, count, h, h_skip, v_scale, v_shift,
+                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, count, unit, origin, v_scale, v_shift,
                 act, 0,
             )  # fmt: skip
             i += count
@@ -153,8 +150,8 @@ def write_channels(
 
 @device
 def write_rows(
-    dims, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, half_shift, half_shift_skip,
-    rstd_2, lack, act,
+    dims, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, unit, origin,
+    factor, lack, act,
 ):  # fmt: skip
     """The same where there are gaps from channel to channel, or a mask that is the same for all of them.
 
@@ -162,7 +159,7 @@ def write_rows(
     zeros: on their own, later, they took a third of the time of large arrays.
     """
     width, s_count = lanes(px), dims[S]
-    h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
+    unit, origin = splat(px, unit), splat(px, origin)
     c = start // s_count
     s = start - c * s_count
     ix, i_skip, ir = ix + c * dims[X_R] + s, i_skip + c * dims[SKIP_R] + s, ir + c * dims[RES_R] + s
@@ -171,21 +168,24 @@ def write_rows(
     while start < stop:
         count, w = min(s_count - s, stop - start), weight[wi]
         room = max(count, dims[ROOM] - s) if s + count == s_count else count
-        scale, shift = splat(px, rstd_2 * w), splat(px, lack * w + bias[bi])
+        scale, shift = splat(px, factor * w), splat(px, lack * w + bias[bi])
         i, past = aligned_from(dims, py, iy, 0, count)
         if i > 0:
-            write_vector(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, i, h, h_skip, scale, shift, act, 0)
+            write_vector(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, i, unit, origin, scale, shift, act, 0)
         while i + width <= count:
             write_vector(
-                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, h, h_skip, scale, shift, act, past
-            )
+                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, unit, origin, scale, shift, act,
+                past,
+            )  # fmt: skip
             i += width
         if i + width <= room:
-            write_end(px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count - i, h, h_skip, scale, shift, act, past)
+            write_end(
+                px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count - i, unit, origin, scale, shift, act, past
+            )
             i += width
         elif i < count:
             write_vector(
-                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, count - i, h, h_skip, scale, shift,
+                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, count - i, unit, origin, scale, shift,
                 act, 0,
             )  # fmt: skip
             i = count
@@ -197,11 +197,11 @@ def write_rows(
 
 @inlined
 def write_elements(
-    dims, n, block, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, slot, half_shift,
-    half_shift_skip, rstd_2, lack, act,
+    dims, n, block, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, slot, unit, origin, factor,
+    lack, act,
 ):  # fmt: skip
     """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
-    h, h_skip = splat(px, half_shift), splat(px, half_shift_skip)
+    unit, origin = splat(px, unit), splat(px, origin)
     width = lanes(px)
     pw, wi, w_step, pb, bi, b_step = element_parameters(dims, n, block, weight, bias, slot)
     i = start
@@ -213,7 +213,7 @@ def write_elements(
                 prefetch(px, ahead + i)
                 w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
                 write_vector(
-                    px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, h, h_skip, w * rstd_2,
+                    px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, unit, origin, w * factor,
                     fma(w, lack, b), act, past,
                 )  # fmt: skip
                 i += width
@@ -221,7 +221,7 @@ def write_elements(
         if count > 0:
             w, b = along(pw, wi, i, w_step, count), along(pb, bi, i, b_step, count)
             write_vector(
-                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, count, h, h_skip, w * rstd_2,
+                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, count, unit, origin, w * factor,
                 fma(w, lack, b), act, 0,
             )  # fmt: skip
             i += count

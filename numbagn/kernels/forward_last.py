@@ -3,14 +3,14 @@
 from .callees import device, inlined
 from .geometry import (
     B_C, B_N, C, CHANNELS_LAST, D, DENSE, G, KEEP_M2, MASK_C, MASK_N, MASK_R, PART, PARTS, PAST, PIECES, PITCH, RES_N,
-    RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, VALID, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
+    RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
 )  # fmt: skip
 from .masks import of_rows, run_of_rows, within_rows
 from .memory import accumulate, doubles_at, exact, is_exact, lanes, load, offset, splat, store_one, streamed
-from .moments import coefficients, difference, final_shift, rstd_of, settle, shifts
+from .moments import coefficients, difference, location, rstd_of, settle
 from .phases import steps_of_unit
 from .results import aligned_from, clear_line, write_vector
-from .tables import EXACT_ROWS, ROWS_IN_REGISTERS, clear, fold, group_sum, repeat
+from .tables import EXACT_ROWS, ROWS_IN_REGISTERS, clear, common_unit, fold, group_sum, repeat, unit_at
 from .vectors import fma
 
 
@@ -20,12 +20,12 @@ def sum_column(dims, px, ps, pm, ix, i_skip, im, rows, positions, slot, sums, c,
     pitch, x_step, skip_step = dims[PITCH], positions * dims[X_R], positions * dims[SKIP_R]
     mask_step = positions * dims[MASK_R]
     ix, i_skip, im = ix + c, i_skip + c, im + c * dims[MASK_C]
-    k, k_skip = load(slot, c, None), load(slot, pitch + c, None)
+    k = load(slot, c, None)
     px, ps = exact(px, ps), exact(ps, ps)
     s0 = splat(px, 0.0)
     q0, s1, q1 = s0, s0, s0
     for _ in range(rows):
-        d = difference(px, ps, pm, ix, i_skip, im, k, k_skip, count)
+        d = difference(px, ps, pm, ix, i_skip, im, k, count)
         s0, q0, s1, q1 = s1, q1, s0 + d, fma(d, d, q0)
         ix, i_skip, im = ix + x_step, i_skip + skip_step, im + mask_step
     accumulate(sums, c, s0 + s1)
@@ -33,11 +33,11 @@ def sum_column(dims, px, ps, pm, ix, i_skip, im, rows, positions, slot, sums, c,
 
 
 @inlined
-def add_row(dims, px, ps, pm, ix, i_skip, im, k0, k1, j0, j1, s0, q0, s1, q1):
+def add_row(dims, px, ps, pm, ix, i_skip, im, k0, k1, s0, q0, s1, q1):
     """Add a row's two vectors to the sums of theirs."""
     width, mask_width = lanes(px), lanes(px) * dims[MASK_C]
-    d0 = difference(px, ps, pm, ix, i_skip, im, k0, j0, None)
-    d1 = difference(px, ps, pm, ix + width, i_skip + width, im + mask_width, k1, j1, None)
+    d0 = difference(px, ps, pm, ix, i_skip, im, k0, None)
+    d1 = difference(px, ps, pm, ix + width, i_skip + width, im + mask_width, k1, None)
     return s0 + d0, fma(d0, d0, q0), s1 + d1, fma(d1, d1, q1)
 
 
@@ -51,17 +51,16 @@ def sum_columns(dims, px, ps, pm, ix, i_skip, im, rows, positions, slot, sums, c
     mask_step, c1 = positions * dims[MASK_R], c + lanes(px)
     ix, i_skip, im = ix + c, i_skip + c, im + c * dims[MASK_C]
     k0, k1 = load(slot, c, None), load(slot, c1, None)
-    j0, j1 = load(slot, pitch + c, None), load(slot, pitch + c1, None)
     px, ps = exact(px, ps), exact(ps, ps)
     s0 = splat(px, 0.0)
     q0, s1, q1, s2, q2, s3, q3 = s0, s0, s0, s0, s0, s0, s0
     for _ in range(rows // 2):
-        s0, q0, s1, q1 = add_row(dims, px, ps, pm, ix, i_skip, im, k0, k1, j0, j1, s0, q0, s1, q1)
+        s0, q0, s1, q1 = add_row(dims, px, ps, pm, ix, i_skip, im, k0, k1, s0, q0, s1, q1)
         ix, i_skip, im = ix + x_step, i_skip + skip_step, im + mask_step
-        s2, q2, s3, q3 = add_row(dims, px, ps, pm, ix, i_skip, im, k0, k1, j0, j1, s2, q2, s3, q3)
+        s2, q2, s3, q3 = add_row(dims, px, ps, pm, ix, i_skip, im, k0, k1, s2, q2, s3, q3)
         ix, i_skip, im = ix + x_step, i_skip + skip_step, im + mask_step
     if rows % 2 == 1:
-        s0, q0, s1, q1 = add_row(dims, px, ps, pm, ix, i_skip, im, k0, k1, j0, j1, s0, q0, s1, q1)
+        s0, q0, s1, q1 = add_row(dims, px, ps, pm, ix, i_skip, im, k0, k1, s0, q0, s1, q1)
     accumulate(sums, c, s0 + s2)
     accumulate(sums, pitch + c, q0 + q2)
     accumulate(sums, c1, s1 + s3)
@@ -72,19 +71,17 @@ def sum_columns(dims, px, ps, pm, ix, i_skip, im, rows, positions, slot, sums, c
 def sum_parts_last(dims, n, low, high, px, ps, pm, slot, partial):
     """Sums per group over parts low .. high - 1 of sample n, each PART positions.
 
-    Scratch: K and K of skip for each value of a row, then the float64 sums.
+    Scratch: K for each value of a row, then the float64 sums.
     """
     c_count, d_count, row, pitch, width = dims[C], dims[D], dims[ROW], dims[PITCH], lanes(px)
     x_base, skip_base, m_base = n * dims[X_N], n * dims[SKIP_N], n * dims[MASK_N]
     for g in range(dims[G]):
         start = g * d_count
-        shift, shift_skip = shifts(dims, CHANNELS_LAST, px, ps, x_base + start, skip_base + start)
+        k = location(dims, CHANNELS_LAST, px, ps, x_base + start, skip_base + start)
         for c in range(start, start + d_count):
-            store_one(slot, c, shift)
-            store_one(slot, pitch + c, shift_skip)
+            store_one(slot, c, k)
     repeat(slot, c_count, row)
-    repeat(offset(slot, pitch), c_count, row)
-    sums = doubles_at(offset(slot, 2 * pitch))
+    sums = doubles_at(offset(slot, pitch))
     positions, most = row // c_count, EXACT_ROWS if is_exact(px, ps) else 2 * ROWS_IN_REGISTERS
     for k in range(low, high):
         clear(sums, 0, 2 * pitch)
@@ -114,41 +111,44 @@ def sum_parts_last(dims, n, low, high, px, ps, pm, slot, partial):
 
 @device
 def settle_block_last(dims, n, px, ps, pm, partial, mean, rstd, eps):
-    """Mean and rstd (or M2) of every group of sample n from the partial sums, added in order."""
+    """Mean and rstd (or M2) of every group of sample n from the partial sums, added in order.
+
+    What a mean lost comes first there.
+    """
     g_count, d_count = dims[G], dims[D]
     for g in range(g_count):
         x_base, skip_base = n * dims[X_N] + g * d_count, n * dims[SKIP_N] + g * d_count
         m_base = n * dims[MASK_N] + g * d_count * dims[MASK_C]
-        shift, shift_skip = shifts(dims, CHANNELS_LAST, px, ps, x_base, skip_base)
+        k = location(dims, CHANNELS_LAST, px, ps, x_base, skip_base)
         total, squares = 0.0, 0.0
-        for k in range(dims[PARTS]):
-            at = 2 * ((n * dims[PARTS] + k) * g_count + g)
+        for part in range(dims[PARTS]):
+            at = 2 * ((n * dims[PARTS] + part) * g_count + g)
             total += partial[at]
             squares += partial[at + 1]
         u, at = n * g_count + g, 2 * (n * dims[PARTS] * g_count + g)
-        mean[u], partial[at + 1], m2 = settle(
-            dims, CHANNELS_LAST, px, ps, pm, x_base, skip_base, m_base, shift, shift_skip, total, squares, eps
+        mean[u], partial[at], m2, variance = settle(
+            dims, CHANNELS_LAST, px, ps, pm, x_base, skip_base, m_base, k, total, squares, eps
         )
-        rstd[u] = m2 if dims[KEEP_M2] != 0 else rstd_of(m2 / (d_count * dims[VALID]), eps)
-        partial[at] = final_shift(dims, CHANNELS_LAST, px, ps, x_base, mean[u])
+        rstd[u] = m2 if dims[KEEP_M2] != 0 else rstd_of(variance, eps)
 
 
 @device
 def write_pieces_last(dims, n, low, high, px, ps, pr, py, pm, slot, weight, bias, mean, rstd, partial, act):
     """Pieces low .. high - 1 of sample n, each RUN positions, the last first.
 
-    Scratch: both half shifts, scale and shift for each value of a row, and again for the vector after it.
+    Scratch: origin, unit, scale and shift for each value of a row, and again for the vector after it.
     """
-    c_count, d_count, s_count, pitch = dims[C], dims[D], dims[S], dims[PITCH]
+    c_count, d_count, s_count, pitch, common = dims[C], dims[D], dims[S], dims[PITCH], 0.5
     for g in range(dims[G]):
         u = n * dims[G] + g
-        at = 2 * (n * dims[PARTS] * dims[G] + g)
-        half_shift, half_shift_skip, rstd_2, lack = coefficients(px, ps, partial[at], mean[u], partial[at + 1], rstd[u])
+        lost = partial[2 * (n * dims[PARTS] * dims[G] + g)]
+        unit, origin, factor, lack = coefficients(px, mean[u], lost, rstd[u])
+        common = common_unit(common, unit)
         for c in range(g * d_count, (g + 1) * d_count):
             w = weight[n * dims[W_N] + c * dims[W_C]]
-            store_one(slot, c, half_shift)
-            store_one(slot, pitch + c, half_shift_skip)
-            store_one(slot, 2 * pitch + c, rstd_2 * w)
+            store_one(slot, c, origin)
+            store_one(slot, pitch + c, unit)
+            store_one(slot, 2 * pitch + c, factor * w)
             store_one(slot, 3 * pitch + c, lack * w + bias[n * dims[B_N] + c * dims[B_C]])
     for table in range(4):
         repeat(offset(slot, table * pitch), c_count, dims[ROW] + lanes(px))
@@ -167,14 +167,14 @@ def write_pieces_last(dims, n, low, high, px, ps, pr, py, pm, slot, weight, bias
                 ir, iy = n * dims[RES_N] + row * dims[RES_R], n * dims[Y_N] + row * dims[Y_R]
                 im = n * dims[MASK_N] + row * dims[MASK_R]
                 if valid:
-                    write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, within_rows(pm), slot, act)
+                    write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, within_rows(pm), slot, common, act)
                 else:
                     clear_line(dims, py, iy, length)
             r = end
 
 
 @device
-def write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, pm, slot, act):
+def write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, pm, slot, common, act):
     """y for `length` consecutive values, the first at the beginning of a row, in whole aligned vectors."""
     width, row, pitch, m_step = lanes(px), dims[ROW], dims[PITCH], dims[MASK_C]
     i, c = 0, 0
@@ -184,8 +184,8 @@ def write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, pm, slot, a
             last = min(length - width, i + row - 1 - c)
             while i <= last:
                 write_column(
-                    px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i * m_step, slot, c, pitch, None, act,
-                    past,
+                    px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i * m_step, slot, c, pitch, common,
+                    None, act, past,
                 )  # fmt: skip
                 i, c = i + width, c + width
             if c >= row:
@@ -194,17 +194,18 @@ def write_span(dims, ix, i_skip, ir, iy, im, length, px, ps, pr, py, pm, slot, a
         count = (aligned if i < aligned else length) - i
         if count > 0:
             write_column(
-                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i * m_step, slot, c, pitch, count, act, 0
-            )
+                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i * m_step, slot, c, pitch, common, count,
+                act, 0,
+            )  # fmt: skip
             i, c = i + count, c + count
 
 
 @device
-def write_column(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, slot, c, pitch, count, act, past):
+def write_column(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, slot, c, pitch, common, count, act, past):
     """y for one vector whose coefficients stand at c of the tables."""
-    h, h_skip = load(slot, c, None), load(slot, pitch + c, None)
+    origin, unit = load(slot, c, None), unit_at(slot, pitch + c, common)
     scale, shift = load(slot, 2 * pitch + c, None), load(slot, 3 * pitch + c, None)
-    write_vector(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, count, h, h_skip, scale, shift, act, past)
+    write_vector(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, count, unit, origin, scale, shift, act, past)
 
 
 @device

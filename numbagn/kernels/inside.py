@@ -32,9 +32,24 @@ from .vectors import code
 jitable = register_jitable(**CALLEE)
 jitable(walk)
 PARTS_AT, SLOT_AT = map(_schedule.WORK.index, ("PARTS", "SLOT"))
-PAST_BYTES = _schedule.forward_past_bytes()
 # A stride larger than any.
 OUTERMOST = 1 << 62
+
+
+def past_bytes_here():
+    """The key of `past_bytes` on this machine."""
+    return (int(_schedule.forward_past_bytes()),)
+
+
+@entry
+def past_bytes(value, sources):
+    """Make a function that gives the bytes of a result from which it is stored past the caches."""
+
+    def past_bytes():
+        return np.int64(value if sources != 0 else 0)  # not a literal, which callers would have as a constant
+
+    return past_bytes
+
 
 # ------------------------------------------------------------------------------------------------------ memory layouts
 
@@ -66,6 +81,14 @@ def channels_first_strides(shape, strides, itemsize, axis):
     for a in range(len(shape)):
         order = tuple_setitem(order, a, len(shape) - a)
     order = tuple_setitem(tuple_setitem(order, 0, len(shape) + 1), axis, len(shape))
+    return dense_strides(shape, order, itemsize)
+
+
+@jitable
+def strides_in(shape, strides, itemsize, axis, layout):
+    """Strides without gaps in a layout, samples outermost, the spatial axes in the order that `strides` has."""
+    order = tuple_setitem(strides, 0, OUTERMOST)
+    order = tuple_setitem(order, axis, OUTERMOST - 1 if layout == CHANNELS_FIRST else 0)
     return dense_strides(shape, order, itemsize)
 
 
@@ -227,6 +250,7 @@ def _run(layout, activation, steps, sizes, x, y, w, b, eps):
     channels_first = layout.value == CHANNELS_FIRST
     kind = STORED.index(str(x.dtype))
     kernel = linked(forward_kernel, signature, layout.value, kind, -1, -1, 0, activation.value)
+    past_from = linked(past_bytes, (), past_bytes_here)
 
     def shared_out(layout, activation, steps, sizes, x, y, w, b, eps):
         samples, channels, groups, positions = sizes
@@ -246,7 +270,7 @@ def _run(layout, activation, steps, sizes, x, y, w, b, eps):
         dims[X_N], dims[X_R], dims[Y_N], dims[Y_R] = steps
         dims[W_N], dims[W_C], dims[B_N], dims[B_C] = w[1], w[2], b[1], b[2]
         in_place = x.ctypes.data == y.ctypes.data
-        dims[PAST] = x.size * x.itemsize >= PAST_BYTES and not in_place
+        dims[PAST] = x.size * x.itemsize >= past_from(()) and not in_place
         sums = np.empty(2 * samples * groups * (1 + work[PARTS_AT]))
         scratch = np.empty(max(1, work[SLOT_AT]), x.dtype)
         kernel((table, eps, x, None, None, y, w[0], b[0], np.zeros(1, np.uint8), sums, scratch, 0))
@@ -274,17 +298,16 @@ def _normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
         target = line(y)
         fits, y_sample, y_row = steps_like(x.shape, y.strides, x.itemsize, axis, layout, strides)
         direct = fits and writable(x, out)
-        y_strides = dense_strides(x.shape, strides, x.itemsize)
-        if not direct:
-            target = np.empty(x.size, x.dtype)
-            _, y_sample, y_row = steps_like(x.shape, y_strides, x.itemsize, axis, layout, strides)
+        if not direct:  # what a new array in this layout has, which fits it
+            target, y_sample = np.empty(x.size, x.dtype), sizes[1] * sizes[3]
+            y_row = sizes[3] if layout == CHANNELS_FIRST else sizes[1]
         steps = sample, row, y_sample, y_row
         if layout == CHANNELS_FIRST:
             run(code(CHANNELS_FIRST), activation, steps, sizes, memory, target, w, b, eps)
         else:
             run(code(CHANNELS_LAST), activation, steps, sizes, memory, target, w, b, eps)
         if not direct:
-            copy(y, as_strided(target, y.shape, y_strides))
+            copy(y, as_strided(target, y.shape, strides_in(y.shape, strides, y.itemsize, axis, layout)))
 
     return any_layout
 

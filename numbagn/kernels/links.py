@@ -30,9 +30,10 @@ class Link:
         if digest not in (None, self.digest):
             raise OSError("a function in Numba's cache was compiled with other sources of numbagn: delete it there")
         self.kernel, self.signature, self.key = kernel, signature, key
-        (self.code,) = kernel.dispatcher(signature, *key).overloads.values()
+        here = callable(key)  # what depends on the machine, which may not be the one that the caller was compiled on
+        (self.code,) = kernel.dispatcher(signature, *(key() if here else key)).overloads.values()
         # not Numba's name, which has a number that may be another where the kernel is compiled again
-        what = f"{kernel.__name__}{key}{signature}".encode()
+        what = f"{kernel.__name__}{key.__name__ if here else key}{signature}".encode()
         self.symbol = f"{PACKAGE}_{self.digest:x}_{hashlib.sha256(what).hexdigest()}"
         add_symbol(self.symbol, self.code.library.get_pointer_to_function(self.code.fndesc.llvm_func_name))
 
@@ -41,8 +42,8 @@ class Link:
 
 
 def linked(kernel, signature, *key):
-    """An intrinsic that calls the kernel of that key with a tuple of arguments."""
-    link = Link(kernel, signature, key)
+    """An intrinsic that calls the kernel of that key, or of the one that a function gives, with a tuple of arguments."""
+    link = Link(kernel, signature, key[0] if callable(key[0]) else key)
     result = link.code.signature.return_type
 
     @intrinsic

@@ -7,14 +7,14 @@ and what K is off costs (mean - K)**2 / variance times the error of the squares.
 
 Sums of single bytes are exact: of x itself, in integers, and K comes in when they are settled.
 
-With `skip` the block is x + skip, each shifted by a number of its own before they are added, so that two large offsets
-of opposite sign lose nothing.
+With `skip` the block is x + skip. The sum is rounded, and what that lost is added again once K is gone: so nothing is
+lost where both are large and cancel, nor where the sum is large against its deviation.
 """
 
 import math
 
 from .callees import device, inlined
-from .formulas import half_difference
+from .formulas import sum_and_loss, sum_difference
 from .geometry import (
     CHANNELS_FIRST, CHANNELS_LAST, D, DENSE, MASK_C, MASK_R, S, SKIP_R, SPOT_0, VALID, X_R,
 )  # fmt: skip
@@ -31,6 +31,10 @@ WORST = 16.0
 # Below this eps, squares that float32 cannot hold (differences under 1e-19) would be missed in the result; loops in
 # float64 miss none that `careful_moments` would find.
 TINY_EPS, TINY_SQUARE = 1e-30, 1e-30
+# What float64 differences are multiplied by whose squares would overflow.
+SCALE_DOWN = 2.0**-512
+# The largest factor that differences are multiplied by, which leaves room for weights of 1e9 in float32.
+MOST_FACTOR = 2.0**96
 
 
 @device
@@ -46,77 +50,58 @@ def spot(dims, layout, stride, i):
 
 
 @device
-def scattered_location(dims, layout, ptr, base, stride):
+def scattered_location(dims, layout, px, ps, x_base, skip_base):
     """`location` wherever the elements lie."""
     total = 0.0
     for i in range(1, 8, 2):
-        total += 0.25 * load_one(ptr, base + spot(dims, layout, stride, i))
-    return rounded(ptr, total)
+        at, skip_at = x_base + spot(dims, layout, dims[X_R], i), skip_base + spot(dims, layout, dims[SKIP_R], i)
+        total += 0.25 * (load_one(px, at) + load_one(ps, skip_at))
+    return rounded(px, total)
 
 
 @inlined
-def location(dims, layout, ptr, base, stride):
-    """A number near the block's mean that the accumulator's type can hold: the mean of four of its valid elements.
+def location(dims, layout, px, ps, x_base, skip_base):
+    """K before the mean is known: the mean of four of the block's valid elements, rounded to the accumulator's type.
 
     It equals the mean exactly where all elements are equal.
     """
     if layout != CHANNELS_FIRST or dims[DENSE] == 0 or dims[VALID] < dims[S]:
-        return scattered_location(dims, layout, ptr, base, stride)
+        return scattered_location(dims, layout, px, ps, x_base, skip_base)
     size = dims[D] * dims[S]  # as `spot` says, without divisions: they were a fifth of the time of small blocks
     total = 0.0
     for i in range(1, 8, 2):
-        total += 0.25 * load_one(ptr, base + size * i // 8)
-    return rounded(ptr, total)
-
-
-@inlined
-def shifts(dims, layout, px, ps, x_base, skip_base):
-    """The K of x and of skip, before the mean is known."""
-    k = location(dims, layout, px, x_base, dims[X_R])
-    k_skip = 0.0
-    if present(ps):
-        k_skip = location(dims, layout, ps, skip_base, dims[SKIP_R])
-    return k, k_skip
-
-
-@inlined
-def final_shift(dims, layout, px, ps, x_base, mean):
-    """The K of x once the mean is known: the mean itself, or with skip, which has its share, a number near x's own.
-
-    To be kept before the block is written to: y may be x.
-    """
-    if present(ps):
-        return location(dims, layout, px, x_base, dims[X_R])
-    return rounded(px, mean)
+        at = size * i // 8
+        total += 0.25 * (load_one(px, x_base + at) + load_one(ps, skip_base + at))
+    return rounded(px, total)
 
 
 @device
-def skip_shift(px, ps, k, mean):
-    """The K of skip that goes with the K of x: together they are the mean, as nearly as the accumulator's type can."""
-    return rounded(px, mean - k) if present(ps) else 0.0
-
-
-@device
-def difference(px, ps, pm, ix, i_skip, im, k, k_skip, count):
+def difference(px, ps, pm, ix, i_skip, im, k, count):
     """x + skip - K, with zeros where x is not valid and from lane `count` on; x itself through `exact` pointers."""
-    d = shifted(load(px, ix, count), k)
     if present(ps):
-        d = d + shifted(load(ps, i_skip, count), k_skip)
+        total, lost = sum_and_loss(load(px, ix, count), load(ps, i_skip, count))
+        d = shifted(total, k) + lost
+    else:
+        d = shifted(load(px, ix, count), k)
     return keep(only_valid(pm, im, d), count)
 
 
 @device
-def joined_difference(px, ps, pm, ix, i_skip, im, first, x_gap, skip_gap, mask_gap, k, k_skip, count):
+def joined_difference(px, ps, pm, ix, i_skip, im, first, x_gap, skip_gap, mask_gap, k, count):
     """The same where lanes from `first` on belong to the next row, which begins after a gap."""
-    before = difference(px, ps, pm, ix, i_skip, im, k, k_skip, first)
-    d = shifted(load_from(px, ix + x_gap, first, count), k)
+    before = difference(px, ps, pm, ix, i_skip, im, k, first)
     if present(ps):
-        d = d + shifted(load_from(ps, i_skip + skip_gap, first, count), k_skip)
+        total, lost = sum_and_loss(
+            load_from(px, ix + x_gap, first, count), load_from(ps, i_skip + skip_gap, first, count)
+        )
+        d = shifted(total, k) + lost
+    else:
+        d = shifted(load_from(px, ix + x_gap, first, count), k)
     return join(before, keep(only_valid(pm, im + mask_gap, d), count), first)
 
 
 @inlined
-def add_fours(px, ps, pm, ix, i_skip, im, i, last, k, k_skip, s0, q0):
+def add_fours(px, ps, pm, ix, i_skip, im, i, last, k, s0, q0):
     """Add elements from i on to the sums, four vectors at a time, as long as the second two begin at `last` at most.
 
     Gives where it stopped and the sums. For exact sums, which may be added in any order: 0.25 ns a vector instead of
@@ -127,11 +112,11 @@ def add_fours(px, ps, pm, ix, i_skip, im, i, last, k, k_skip, s0, q0):
     q1, s2, q2, s3, q3 = s1, s1, s1, s1, s1
     while i + 2 * width <= last:
         j = i + width
-        d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, k_skip, None)
-        d1 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, k_skip, None)
+        d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, None)
+        d1 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, None)
         i, j = i + 2 * width, j + 2 * width
-        d2 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, k_skip, None)
-        d3 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, k_skip, None)
+        d2 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, None)
+        d3 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, None)
         s0, q0 = s0 + d0, fma(d0, d0, q0)
         s1, q1 = s1 + d1, fma(d1, d1, q1)
         s2, q2 = s2 + d2, fma(d2, d2, q2)
@@ -141,13 +126,13 @@ def add_fours(px, ps, pm, ix, i_skip, im, i, last, k, k_skip, s0, q0):
 
 
 @device
-def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_gap, k, k_skip):
+def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_gap, k):
     """(sum of x - K, sum of (x - K)**2), in float64, over n elements in rows of `row` with gaps between them.
 
     The first row ends after `end` elements. What is added to what does not depend on the rows.
     """
     width, chunk = lanes(px), EXACT_CHUNK if is_exact(px, ps) else CHUNK
-    k, k_skip, px, ps = splat(px, k), splat(px, k_skip), exact(px, ps), exact(ps, ps)
+    k, px, ps = splat(px, k), exact(px, ps), exact(ps, ps)
     total = doubles(splat(px, 0.0))
     squares = total
     i = 0
@@ -160,11 +145,11 @@ def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_
         while i < stop:
             last = min(pairs, end) - 2 * width
             if is_exact(px, ps):
-                i, s0, q0 = add_fours(px, ps, pm, ix, i_skip, im, i, last, k, k_skip, s0, q0)
+                i, s0, q0 = add_fours(px, ps, pm, ix, i_skip, im, i, last, k, s0, q0)
             while i <= last:
                 j = i + width
-                d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, k_skip, None)
-                d1 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, k_skip, None)
+                d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, None)
+                d1 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, None)
                 s0, q0 = s0 + d0, fma(d0, d0, q0)
                 s1, q1 = s1 + d1, fma(d1, d1, q1)
                 i += 2 * width
@@ -174,10 +159,10 @@ def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_
             while i < until:
                 count = min(width, until - i)
                 if end - i >= count:
-                    d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, k_skip, count)
+                    d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, count)
                 else:
                     d0 = joined_difference(
-                        px, ps, pm, ix + i, i_skip + i, im + i, end - i, x_gap, skip_gap, mask_gap, k, k_skip, count
+                        px, ps, pm, ix + i, i_skip + i, im + i, end - i, x_gap, skip_gap, mask_gap, k, count
                     )
                     ix, i_skip, im, end = ix + x_gap, i_skip + skip_gap, im + mask_gap, end + row
                 if second:
@@ -192,7 +177,7 @@ def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_
 
 
 @inlined
-def line_sums(dims, px, ps, pm, x_base, skip_base, m_base, start, n, k, k_skip):
+def line_sums(dims, px, ps, pm, x_base, skip_base, m_base, start, n, k):
     """Channels first: `shifted_sums` over elements start .. start + n - 1 of a block."""
     c, s, end, row = 0, start, n, n
     if dims[DENSE] == 0:
@@ -201,12 +186,12 @@ def line_sums(dims, px, ps, pm, x_base, skip_base, m_base, start, n, k, k_skip):
         end = row - s
     return shifted_sums(
         px, ps, pm, x_base + c * dims[X_R] + s, skip_base + c * dims[SKIP_R] + s, m_base + c * dims[MASK_R] + s, n, end,
-        row, dims[X_R] - row, dims[SKIP_R] - row, dims[MASK_R] - row, k, k_skip,
+        row, dims[X_R] - row, dims[SKIP_R] - row, dims[MASK_R] - row, k,
     )  # fmt: skip
 
 
 @device
-def block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip):
+def block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k):
     """(sum of x - K, sum of (x - K)**2) over a whole block: channels first one line, channels last row by row."""
     lines, n, row = 1, dims[D] * dims[S], dims[S]
     if layout == CHANNELS_LAST:
@@ -219,7 +204,6 @@ def block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip):
         if layout == CHANNELS_FIRST or is_valid(pm, im):
             t, q = shifted_sums(
                 px, ps, pm, ix, i_skip, im, n, row, row, dims[X_R] - row, dims[SKIP_R] - row, dims[MASK_R] - row, k,
-                k_skip,
             )  # fmt: skip
             total += t
             squares += q
@@ -228,9 +212,12 @@ def block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip):
 
 @device
 def careful_moments(dims, layout, px, ps, pm, x_base, skip_base, m_base):
-    """(mean, M2) by two passes in float64, one element at a time: for magnitudes whose squares float32 cannot hold."""
+    """(mean, M2, variance) by two passes in float64, one element at a time, where the loops miss squares.
+
+    In float32 those of differences below 1e-19 and above 1e19, in float64 those above 1e154, which are scaled.
+    """
     rows, n = (dims[D], dims[S]) if layout == CHANNELS_FIRST else (dims[S], dims[D])
-    size = dims[D] * dims[VALID]
+    size, scale = dims[D] * dims[VALID], 1.0 if lanes(px) > 8 else SCALE_DOWN
     mean = 0.0
     for r in range(rows):
         ix, i_skip, im = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R], m_base + r * dims[MASK_R]
@@ -243,45 +230,43 @@ def careful_moments(dims, layout, px, ps, pm, x_base, skip_base, m_base):
         ix, i_skip, im = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R], m_base + r * dims[MASK_R]
         for i in range(n):
             if is_valid(pm, im + i * dims[MASK_C]):
-                d = load_one(px, ix + i) + load_one(ps, i_skip + i) - mean
+                d = (load_one(px, ix + i) + load_one(ps, i_skip + i) - mean) * scale
                 total += d
                 squares += d * d
-    return mean + total / size, max(squares - total * (total / size), 0.0)
+    m2 = max(squares - total * (total / size), 0.0)
+    return mean + total / scale / size, m2 / scale / scale, m2 / size / scale / scale
 
 
 @device
 def summed_again(dims, layout, px, ps, pm, x_base, skip_base, m_base, mean):
-    """(K, K of skip, sum of x - K, sum of (x - K)**2) of a block with K near its mean, which is roughly known."""
-    k = final_shift(dims, layout, px, ps, x_base, mean)
-    k_skip = skip_shift(px, ps, k, mean)
-    total, squares = block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip)
-    return k, k_skip, total, squares
+    """(K, sum of x - K, sum of (x - K)**2) of a block with K near its mean, which is roughly known."""
+    k = rounded(px, mean)
+    total, squares = block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k)
+    return k, total, squares
 
 
 @inlined
-def settle(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, k_skip, total, squares, eps):
-    """(mean, what its rounding to float64 lost, M2) of a block from its sums about K.
+def settle(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, total, squares, eps):
+    """(mean, what its rounding to float64 lost, M2, variance) of a block from its sums about K.
 
     Sums that cannot be trusted are made again. Always the same decision for the same block, whatever thread or batch it
     is in.
     """
     size = dims[D] * dims[VALID]
     if is_exact(px, ps):  # the whole number next to the mean: nothing is rounded, nor is K ever far off
-        k, k_skip = math.floor(total / size + 0.5), 0.0
+        k = math.floor(total / size + 0.5)
         total, squares = total - size * k, squares - k * (2.0 * total - size * k)
     excess = total * (total / size)
     if excess > WORST * (squares - excess):  # K was no member of the crowd
-        k, k_skip, total, squares = summed_again(
-            dims, layout, px, ps, pm, x_base, skip_base, m_base, k + k_skip + total / size
-        )
+        k, total, squares = summed_again(dims, layout, px, ps, pm, x_base, skip_base, m_base, k + total / size)
         excess = total * (total / size)
-    mean, m2 = k + k_skip + total / size, max(squares - excess, 0.0)
-    lost = total / size - (mean - k - k_skip)
+    mean, m2 = k + total / size, max(squares - excess, 0.0)
+    lost, variance = total / size - (mean - k), m2 / size
     tiny = lanes(px) > 8 and eps < TINY_EPS and squares < TINY_SQUARE * size
     if tiny or not math.isfinite(squares):
-        mean, m2 = careful_moments(dims, layout, px, ps, pm, x_base, skip_base, m_base)
+        mean, m2, variance = careful_moments(dims, layout, px, ps, pm, x_base, skip_base, m_base)
         lost = 0.0
-    return mean, lost, m2
+    return mean, lost, m2, variance
 
 
 @device
@@ -296,16 +281,34 @@ def rstd_of(variance, eps):
 
 
 @device
-def centred(px, ps, ix, i_skip, count, half_shift, half_shift_skip):
-    """(x + skip - K) / 2."""
-    d = half_difference(load(px, ix, count), half_shift)
+def centred(px, ps, ix, i_skip, count, unit, origin):
+    """(x + skip - K) * unit, where origin is -K * unit."""
     if present(ps):
-        d = d + half_difference(load(ps, i_skip, count), half_shift_skip)
-    return d
+        return sum_difference(load(px, ix, count), load(ps, i_skip, count), unit, origin)
+    return fma(load(px, ix, count), unit, origin)
 
 
 @device
-def coefficients(px, ps, k, mean, lost, rstd):
-    """(-K / 2, the same of skip, 2 * rstd, (K - mean) * rstd): x_hat from half differences. The mean is mean + lost."""
-    k_skip = skip_shift(px, ps, k, mean)
-    return -0.5 * k, -0.5 * k_skip, 2.0 * rstd, (k - mean + k_skip - lost) * rstd
+def large_unit(k, rstd):
+    """The unit of differences so small that their rstd is no number of float32: a larger power of two.
+
+    Where K itself is too large for that the group is constant, or rstd would not be so large.
+    """
+    unit = 0.5
+    while rstd > MOST_FACTOR * unit and abs(k) * unit < MOST_FACTOR:
+        unit *= 2.0
+    return unit
+
+
+@inlined
+def coefficients(px, mean, lost, rstd):
+    """(unit, -K * unit, rstd / unit, (K - mean) * rstd), which x_hat is made with. The mean is mean + lost.
+
+    K is the mean in the accumulator's type. The unit of differences is 1/2, so that they cannot overflow while the
+    result is finite, unless rstd is beyond float32.
+    """
+    k, unit = rounded(px, mean), 0.5
+    if lanes(px) > 8 and MOST_FACTOR * unit < rstd < math.inf:
+        unit = large_unit(k, rstd)
+        return unit, -k * unit, min(rstd / unit, MOST_FACTOR), (k - mean - lost) * rstd
+    return unit, -0.5 * k, 2.0 * rstd, (k - mean - lost) * rstd

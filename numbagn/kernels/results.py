@@ -69,35 +69,33 @@ def clear_line(dims, ptr, start, count):
 
 
 @device
-def write_end(px, ps, pr, py, ix, i_skip, ir, iy, own, half_shift, half_shift_skip, scale, shift, act, past):
+def write_end(px, ps, pr, py, ix, i_skip, ir, iy, own, unit, origin, scale, shift, act, past):
     """One vector of y, of which the first `own` lanes are results and the others zero."""
-    z = fma(centred(px, ps, ix, i_skip, own, half_shift, half_shift_skip), scale, shift)
+    z = fma(centred(px, ps, ix, i_skip, own, unit, origin), scale, shift)
     if present(pr):
         z = z + load(pr, ir, own)
     store_result(py, iy, keep(activate(z, act), own), None, past)
 
 
 @device
-def write_vector(
-    px, ps, pr, py, pm, ix, i_skip, ir, iy, im, count, half_shift, half_shift_skip, scale, shift, act, past
-):
+def write_vector(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, count, unit, origin, scale, shift, act, past):
     """One vector of y, zeros where x is not valid.
 
     Each index is read before its own is written: y may be x, skip or residual itself.
     """
-    z = fma(centred(px, ps, ix, i_skip, count, half_shift, half_shift_skip), scale, shift)
+    z = fma(centred(px, ps, ix, i_skip, count, unit, origin), scale, shift)
     if present(pr):
         z = z + load(pr, ir, count)
     store_result(py, iy, only_valid(pm, im, activate(z, act)), count, past)
 
 
 @device
-def upstream(pdy, px, ps, pr, pm, idy, ix, i_skip, ir, im, count, half_shift, half_shift_skip, rstd_2, w, b, act):
+def upstream(pdy, px, ps, pr, pm, idy, ix, i_skip, ir, im, count, unit, origin, factor, w, b, act):
     """(dz, d) of one vector, d = (x + skip - K) * rstd; both are zero where x is not valid and from lane `count` on.
 
     What d lacks to x_hat is the same for a whole block: the coefficients have it.
     """
-    d = centred(px, ps, ix, i_skip, count, half_shift, half_shift_skip) * rstd_2
+    d = centred(px, ps, ix, i_skip, count, unit, origin) * factor
     z = fma(d, w, b)
     if present(pr):
         z = z + load(pr, ir, count)

@@ -57,6 +57,23 @@ def repeat(ptr, count, end):
         store_one(ptr, i, load_one(ptr, i - count))
 
 
+@inlined
+def common_unit(common, unit):
+    """The unit of differences of all groups so far, `unit` being that of one more: 1/2, or 0 where any has another."""
+    return common if unit == 0.5 else 0.0
+
+
+@inlined
+def unit_at(slot, index, common):
+    """The unit of differences for each value of a vector: `common`, or where that is 0 what a table has for them.
+
+    A load for each vector would cost what the others do, and hardly any call needs it.
+    """
+    if common == 0.0:
+        return load(slot, index, None)
+    return splat(slot, common)
+
+
 @device
 def clear(ptr, start, stop):
     """Zeros in whole vectors from start to stop."""
