@@ -17,13 +17,13 @@ from ._loading import kernels
 from ._operands import (
     dims_of,
     flat_of,
+    forget_shares,
     kind_of,
     launcher_of,
     parameter_gradients,
     runner,
     scratch_of,
     share_of,
-    shares,
     statistics_of,
     target_of,
     values_of,
@@ -74,7 +74,7 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 def forget_plans() -> None:
     """Forget all plans, for those who change a threshold."""
     _plans.clear()
-    shares.cache_clear()
+    forget_shares()
 
 
 at_fork(after_in_child=forget_plans)  # there the number of threads may be another
@@ -112,7 +112,7 @@ def forward(
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
-    valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
+    valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p, x)
     y = array_like(x, p.result) if out is None else output(out, p)
     if p.size == 0:
         return (y if out is None else out), np.zeros(p.statistics_shape), np.zeros(p.statistics_shape)
@@ -193,7 +193,7 @@ def backward(
     if g is None:
         raise TypeError("dy must be a numpy.ndarray, got None")
     m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
-    valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p)
+    valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p, x)
     dx = array_like(x, p.result) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
     work, gradients = np.zeros(2 * (p.N + 1) * p.C), np.zeros(2 * p.C, p.dtype.accumulator)

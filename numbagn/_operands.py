@@ -12,12 +12,12 @@ from ._arrays import flat
 from ._dtypes import STORED
 from ._loading import kernels
 from ._problem import Problem
-from ._threads import patient
+from ._threads import limit, patient
 from .kernels.geometry import FIELDS
 
 __all__ = [
-    "dense", "dims_of", "flat_of", "kind_of", "launcher_of", "parameter_gradients", "runner", "scratch_of", "share_of",
-    "shares", "statistics_of", "target_of", "values_of",
+    "dense", "dims_of", "flat_of", "forget_shares", "kind_of", "launcher_of", "parameter_gradients", "runner",
+    "scratch_of", "share_of", "shares", "statistics_of", "target_of", "threads_for", "values_of",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,13 +31,29 @@ def dense(p: Problem, **arrays: Array | None) -> bool:
 def share_of(direction: str, p: Problem, layout: int, **arrays: Array | None) -> dict[str, int]:
     """How the work on these arrays is shared out."""
     read = (p.x.itemsize,) if direction == "forward" else ()
-    return shares(direction, layout, p.N, p.C, p.G, p.S, p.result.itemsize, dense(p, **arrays), *read)
+    return shares(direction, layout, (p.N, p.C, p.G, p.S), p.result.itemsize, dense(p, **arrays), *read)
+
+
+def threads_for(nbytes: int) -> int:
+    """How many threads a call over so many bytes may use; a small one does not ask, since that starts the threads."""
+    return limit() if nbytes >= _schedule.PARALLEL_BYTES else 1
+
+
+def shares(
+    direction: str, layout: int, sizes: _schedule.Sizes, itemsize: int, dense: bool, *read: int
+) -> dict[str, int]:
+    """How work of these sizes is shared out."""
+    threads = threads_for(_schedule.work_bytes(direction, layout, sizes, itemsize))
+    return _shares(direction, layout, sizes, itemsize, dense, threads, *read)
 
 
 @lru_cache(maxsize=4096)
-def shares(direction: str, *sizes: int) -> dict[str, int]:
+def _shares(direction: str, *sizes: Any) -> dict[str, int]:
     share: dict[str, int] = getattr(_schedule, direction)(*sizes)
     return share
+
+
+forget_shares = _shares.cache_clear
 
 
 def runner(kernel: Callable[..., Any], p: Problem, parallel: int) -> Callable[..., Any]:

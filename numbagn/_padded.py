@@ -5,17 +5,15 @@ positions are read and what is not valid is left out of every sum.
 """
 
 import math
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _schedule
 from ._arrays import view
-from ._operands import shares
-from ._problem import Problem, shown
+from ._operands import shares, threads_for
+from ._problem import Problem, laid_out, shown
 from ._rows import Rows
-from ._threads import limit
 from .kernels.geometry import CHANNELS_FIRST, FEW_CHANNELS, FEW_POSITIONS, FIELDS
 
 __all__ = ["Table", "Valid", "clear_invalid", "lengths_of", "outermost", "tables", "valid_positions"]
@@ -34,11 +32,12 @@ NOTHING = np.zeros(1, np.uint8)
 class Valid(NamedTuple):
     """What is valid of x."""
 
+    x: Array  # as it came: p.x may be a copy of it
     counts: Array  # (N,) valid positions of each sample
     lengths: Array | None  # (N,) where they are the first of the first spatial axis
     mask: Array | None  # (N, S) of bool, positions in the order they have in memory, else
-    apart: tuple[int, ...]  # samples that no kernel can read where they lie
-    most: int = 0  # the largest length that x has room for; 0 where there are no lengths
+    apart: tuple[int, ...]  # samples that are no problem of the batch's kernel, but calls of their own
+    most: int = 0  # the largest length that x has room for; 0 where there are no lengths, or all samples are apart
 
 
 class Table(NamedTuple):
@@ -52,36 +51,52 @@ class Table(NamedTuple):
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def valid_positions(lengths: Any, mask: Any, p: Problem) -> Valid:
-    """Check `lengths` and `mask`; at least one of them is given."""
+def valid_positions(lengths: Any, mask: Any, p: Problem, x: Array) -> Valid:
+    """Check `lengths` and `mask`; at least one of them is given. p.x is `x` or a copy of it."""
     if isinstance(p, Rows):
         name = "mask" if lengths is None else "lengths"
         raise ValueError(f"{name} must not be given to layer norm, which normalizes each row by itself")
     spatial = [axis for axis in range(1, len(p.shape)) if axis != p.channel_axis]
     n = None if lengths is None else lengths_of(lengths, p, spatial)
     flags = None if mask is None else _mask(mask, p)
-    if n is not None and (flags is not None or not outermost(p, spatial[0])):
-        # no part of the memory's beginning: as a mask
+    if n is not None and flags is not None:
         along = np.arange(p.shape[spatial[0]]) < n[:, None]
-        along = along.reshape([p.N if a == 0 else p.shape[a] if a == spatial[0] else 1 for a in range(len(p.shape))])
-        flags = along if flags is None else flags & along
-        n = None
-    if n is not None:
+        shape = [p.N if a == 0 else p.shape[a] if a == spatial[0] else 1 for a in range(len(p.shape))]
+        flags = flags & along.reshape(shape)
+    elif n is not None:
         counts = n * math.prod(p.shape[axis] for axis in spatial[1:])
+        first = outermost(p, spatial[0])
         # alone, channels with few positions have no gaps, and what has one position has loops of its own
-        few = FEW_POSITIONS if p.layout == CHANNELS_FIRST else 2
-        apart = [i for i in range(p.N) if counts[i] == 1 or (p.C > 1 and 0 < counts[i] < min(few, p.S))]
-        return Valid(counts, n, None, tuple(apart), p.shape[spatial[0]])
+        few = min(FEW_POSITIONS if p.layout == CHANNELS_FIRST else 2, p.S)
+        apart = [
+            i
+            for i in range(p.N)
+            if counts[i] == 1 or (p.C > 1 and 0 < counts[i] < few) or not (first and _laid_out_alone(p, x, int(n[i])))
+        ]
+        return Valid(x, counts, n, None, tuple(i for i in apart if counts[i]), p.shape[spatial[0]] if first else 0)
     assert flags is not None
     shape = [size if axis != p.channel_axis else 1 for axis, size in enumerate(p.shape)]
     order = (0, *p.order, p.channel_axis)
     positions = np.broadcast_to(flags, shape).transpose(order).reshape(p.N, p.S)
-    return Valid(np.count_nonzero(positions, axis=1), None, positions, ())
+    return Valid(x, np.count_nonzero(positions, axis=1), None, positions, ())
 
 
 def outermost(p: Problem, axis: int) -> bool:
     """Whether the axis is the outermost in memory of those that have more than one position."""
     return next((a == axis for a in p.order if p.shape[a] > 1), True)
+
+
+def _laid_out_alone(p: Problem, x: Array, length: int) -> bool:
+    """Whether the first positions of a sample of x have by themselves the layout that the batch has in p.
+
+    Where p.x is a copy they may have another, and so other parts of sums: other bits.
+    """
+    if p.x is x:
+        return True
+    axis = next(a for a in range(1, len(p.shape)) if a != p.channel_axis)
+    shape = tuple(1 if a == 0 else length if a == axis else size for a, size in enumerate(p.shape))
+    layout, order, _ = laid_out(shape, x.strides, x.itemsize, p.channel_axis, x.flags.aligned)
+    return layout == p.layout and [a for a in order if shape[a] > 1] == [a for a in p.order if shape[a] > 1]
 
 
 def lengths_of(lengths: Any, p: Problem, spatial: list[int]) -> Array:
@@ -125,13 +140,6 @@ def _mask(mask: Any, p: Problem) -> Array:
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-@lru_cache(maxsize=4096)
-def _row(*key: Any) -> Array:
-    """The fields that follow from the size of a sample."""
-    share = shares(*key)
-    return np.array([share.get(field, 0) for field in FIELDS], np.int64)
-
-
 # Fields that are the same for all samples: what no schedule says.
 SHARED = [
     i for i, field in enumerate(FIELDS) if field in ("C", "G", "D", "BATCH") or field.endswith(("_N", "_R", "_C"))
@@ -156,8 +164,10 @@ def tables(
     sizes = [p.S] * len(samples) if v.lengths is None else [int(v.counts[n]) for n in samples]
     cut = p.layout == CHANNELS_FIRST and p.C > 1
     itemsize = p.result.itemsize
-    keys = [(direction, p.layout, 1, p.C, p.G, S, itemsize, dense and not (cut and S < p.S)) for S in sizes]
-    rows = np.stack([_row(*key) for key in keys])
+    keys = [(direction, p.layout, (1, p.C, p.G, S), itemsize, dense and not (cut and S < p.S)) for S in sizes]
+    found = {key: shares(*key) for key in set(keys)}
+    of_share = {key: [share.get(field, 0) for field in FIELDS] for key, share in found.items()}
+    rows = np.array([of_share[key] for key in keys], np.int64)
     rows[:, SHARED] = common[0, SHARED]
     rows[:, FIELDS.index("PAST")] = common[0, FIELDS.index("PAST")]
     ends = np.cumsum(rows[:, FIELDS.index("PARTS")] * sums_of_part)
@@ -173,11 +183,11 @@ def tables(
     for field, values in columns.items():
         rows[:, FIELDS.index(field)] = values
 
-    lanes = lanes_of(sum(sizes) * p.C * itemsize)
+    lanes = threads_for(sum(sizes) * p.C * itemsize)
     if len(samples) == 1 or alone(sum(sizes) * p.C * itemsize, len(samples), lanes):
         runs = []
         for i, key in enumerate(keys):
-            share = shares(*key)
+            share = found[key]
             runs.append(Table(rows[i : i + 1], share["PARALLEL"], share["SLOTS"] * share["SLOT"]))
     else:
         slots = _schedule.TASKS_PER_THREAD * lanes if lanes > 1 else 1
@@ -186,11 +196,6 @@ def tables(
             rows[:, FIELDS.index(field)] = value
         runs = [Table(rows, int(lanes > 1), slots * slot)]
     return runs, int(ends[-1]), kind, mask
-
-
-def lanes_of(nbytes: int) -> int:
-    """How many threads run samples of so many bytes together."""
-    return limit() if nbytes >= _schedule.PARALLEL_BYTES else 1
 
 
 def alone(nbytes: int, samples: int, lanes: int) -> bool:

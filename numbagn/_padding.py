@@ -13,8 +13,8 @@ import numpy as np
 from . import _schedule
 from ._dtypes import STORED
 from ._loading import kernels
-from ._operands import dense, dims_of, flat_of, kind_of, runner, share_of
-from ._padded import MARGIN, NOTHING, OF_VALUES, Valid, alone, lanes_of, tables
+from ._operands import dense, dims_of, flat_of, kind_of, runner, share_of, threads_for
+from ._padded import MARGIN, NOTHING, OF_VALUES, Valid, alone, tables
 from ._problem import Problem
 from .kernels.geometry import CHANNELS_FIRST, FEW_POSITIONS, FIELDS
 
@@ -61,6 +61,7 @@ class Masks(NamedTuple):
     order: tuple[int, ...]
     channel_axis: int
     step: int  # from position to position
+    sums: int  # of each part of a sample
 
     def problems(self, dims: Array, lengths: None, mask: Any, y: Array, work: Array, launcher: int) -> Problems:
         if type(mask) is not np.ndarray or mask.dtype != np.bool_ or mask.ndim != len(self.order):
@@ -73,7 +74,7 @@ class Masks(NamedTuple):
         except ValueError:  # it does not broadcast
             return None
         made = np.empty((self.shape[0], len(FIELDS)), np.int64)
-        if not self.kernel(dims, line[MARGIN:], self.step, made):
+        if not self.kernel(dims, line[MARGIN:], self.step, self.sums, made):
             return None
         return made, line[MARGIN:]
 
@@ -83,8 +84,8 @@ def padding_of(
 ) -> tuple[Callable[..., None], dict[str, int], Array, int, Lengths | Masks] | None:
     """(kernel, shares, dims of the batch, values of the kernel's work, what makes the problems), or None."""
     nbytes = p.size * p.result.itemsize
-    lanes = lanes_of(nbytes)
-    if p.N == 1 or alone(nbytes, p.N, lanes) or (v.lengths is not None and p.S < FEW_POSITIONS):
+    lanes = threads_for(nbytes)
+    if p.N == 1 or alone(nbytes, p.N, lanes) or (v.lengths is not None and (v.most == 0 or p.S < FEW_POSITIONS)):
         return None
     arrays["Y"] = y
     share = share_of(direction, p, p.layout, **arrays) | {
@@ -110,11 +111,11 @@ def padding_of(
         for field in ("FIRST", "LAST", "SLOTS"):
             model[0, FIELDS.index(field)] = share[field]
         dims = model
-        make = kernels("padding").masks_kernel((dims, NOTHING, 1, dims), sums)
+        make = kernels("padding").masks_kernel((dims, NOTHING, 1, 1, dims))
         spatial, channel = p.order, p.channel_axis
         each = mask_kind == OF_VALUES and (p.layout != CHANNELS_FIRST or p.S < FEW_POSITIONS)  # of x's values
         order = (0, channel, *spatial) if p.layout == CHANNELS_FIRST else (0, *spatial, channel)
         shape = tuple(p.shape[a] if a != channel or each else 1 for a in order)
-        padding = Masks(make, shape, order, channel, p.C if each and p.layout != CHANNELS_FIRST else 1)
+        padding = Masks(make, shape, order, channel, p.C if each and p.layout != CHANNELS_FIRST else 1, sums)
     work = size + (2 * p.N * p.G if forward else 2 * p.N * p.G + 2 * p.C)
     return runner(kernel, p, share["PARALLEL"]), share, dims, work, padding

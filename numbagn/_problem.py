@@ -109,7 +109,11 @@ def empty_in(
     shape: tuple[int, ...], dtype: np.dtype, channel_axis: int, order: tuple[int, ...], layout: int
 ) -> np.ndarray:
     """A new array whose memory is densely laid out as asked."""
-    axes = (0, channel_axis, *order) if layout == CHANNELS_FIRST else (0, *order, channel_axis)
+    return dense(shape, dtype, (0, channel_axis, *order) if layout == CHANNELS_FIRST else (0, *order, channel_axis))
+
+
+def dense(shape: tuple[int, ...], dtype: np.dtype, axes: tuple[int, ...]) -> np.ndarray:
+    """A new array without gaps, its axes in this order in memory, outermost first."""
     return np.empty([shape[a] for a in axes], dtype).transpose(np.argsort(axes))
 
 
@@ -192,6 +196,30 @@ def layout_of(
     return None
 
 
+@lru_cache(maxsize=4096)
+def laid_out(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, channel_axis: int, aligned: bool
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """(layout, order of the spatial axes, order of all axes in a copy, none where kernels can walk the memory itself).
+
+    A copy has the same memory order if that helps (a crop, a step), or the same but for the samples (Fortran order: ten
+    times as fast as channels first), else channels first.
+    """
+    known = layout_of(shape, strides, itemsize, channel_axis) if aligned else None
+    if known is not None:
+        return (*known, ())
+    spatial = tuple(axis for axis in range(1, len(shape)) if axis != channel_axis)
+    same = tuple(sorted(range(len(shape)), key=lambda axis: -abs(strides[axis])))  # as numpy.empty_like
+    for axes in (same, (0, *(axis for axis in same if axis != 0)), (0, channel_axis, *spatial)):
+        steps = [itemsize] * len(shape)
+        for inner, axis in zip(axes[:0:-1], axes[-2::-1], strict=True):
+            steps[axis] = steps[inner] * shape[inner]
+        known = layout_of(shape, tuple(steps), itemsize, channel_axis)
+        if known is not None:
+            return (*known, axes)
+    return CHANNELS_FIRST, spatial, ()  # there are no elements
+
+
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
@@ -207,22 +235,11 @@ def problem(
     channels = array.shape[axis]
     groups = groups_of(num_groups, channels)
     spatial = tuple(a for a in range(1, array.ndim) if a != axis)
-    known = layout_of(array.shape, array.strides, array.itemsize, axis) if array.flags.aligned else None
-    if known is None and array.size:
-        # in the same memory order if that helps (a crop, a step), or but for the samples (Fortran order: ten times as
-        # fast as channels first), else channels first
-        inner = tuple(sorted(range(1, array.ndim), key=lambda a: -abs(array.strides[a])))
-        for dense in (
-            np.empty_like(array),
-            np.empty([array.shape[a] for a in (0, *inner)], array.dtype).transpose(np.argsort((0, *inner))),
-            empty_in(array.shape, array.dtype, axis, spatial, CHANNELS_FIRST),
-        ):
-            known = layout_of(dense.shape, dense.strides, dense.itemsize, axis)
-            if known is not None:
-                break
-        np.copyto(dense, array)
-        array = dense
-    layout, order = known or (CHANNELS_FIRST, spatial)
+    layout, order, axes = laid_out(array.shape, array.strides, array.itemsize, axis, array.flags.aligned)
+    if axes and array.size:
+        copy = dense(array.shape, array.dtype, axes)
+        np.copyto(copy, array)
+        array = copy
     positions = math.prod(array.shape[a] for a in spatial)
     return Problem(
         array, row, array.shape, array.shape[0], channels, groups, positions, epsilon(eps), activation_code(activation),

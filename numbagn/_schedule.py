@@ -10,13 +10,15 @@ from functools import lru_cache
 from math import gcd
 from pathlib import Path
 
-from ._threads import limit
 from .kernels.geometry import CHANNELS_LAST, FEW_CHANNELS, SINGLE_POSITION
 
 __all__ = [
     "backward", "backward_first_work", "backward_last_work", "cache_bytes", "first_work", "forward",
-    "forward_past_bytes", "last_work",
+    "forward_past_bytes", "last_work", "work_bytes",
 ]  # fmt: skip
+
+# Samples N, channels C, groups G, positions S.
+Sizes = tuple[int, int, int, int]
 
 # Elements of one part: enough that its own cost is hidden (a call and a few float64 operations), few enough that a
 # block of some MiB feeds all threads. 16384 to 65536 measured the same.
@@ -104,18 +106,23 @@ def _elements(C: int, S: int, width: int) -> int:
     return -(-C * S // width) * width if 1 < S < width else 0
 
 
-def _shared(units: int, steps: int, nbytes: int, indivisible: bool = False) -> dict[str, int]:
+def work_bytes(direction: str, layout: int, sizes: Sizes, itemsize: int) -> int:
+    """The bytes that a call reads, with what its blocks' own work costs: several threads pay from PARALLEL_BYTES on."""
+    N, C, G, S = sizes
+    nbytes = N * C * S * itemsize
+    return (nbytes if direction == "forward" else 2 * nbytes) + UNIT_BYTES * (N if layout == CHANNELS_LAST else N * G)
+
+
+def _shared(units: int, steps: int, threads: int, indivisible: bool = False) -> dict[str, int]:
     """Parallel or not, and if so over whole blocks or in phases over parts of them."""
-    # a small call does not ask, since that starts the threads
-    lanes = limit() if nbytes + UNIT_BYTES * units >= PARALLEL_BYTES and steps > 1 else 1
-    parallel = lanes > 1
+    parallel = threads > 1 and steps > 1
     # whole blocks keep a block in its thread's cache; phases share out what is too few or uneven in blocks
-    whole = not parallel or indivisible or (units >= lanes and (units % lanes == 0 or units >= 4 * lanes))
+    whole = not parallel or indivisible or (units >= threads and (units % threads == 0 or units >= 4 * threads))
     return {
         "PARALLEL": int(parallel),
         "FIRST": 0 if whole else 1,
         "LAST": 1 if whole else 4,
-        "SLOTS": TASKS_PER_THREAD * lanes if parallel else 1,
+        "SLOTS": TASKS_PER_THREAD * threads if parallel else 1,
     }
 
 
@@ -133,18 +140,26 @@ def last_work(N: int, C: int, S: int, itemsize: int, dense: bool) -> tuple[int, 
 
 
 def forward(
-    layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool, x_itemsize: int | None = None
+    layout: int,
+    sizes: Sizes,
+    itemsize: int,
+    dense: bool,
+    threads: int,
+    x_itemsize: int | None = None,
 ) -> dict[str, int]:
-    """Shares of the forward pass; `dense`: no array has gaps between positions. x's values may be smaller than y's."""
+    """Shares of the forward pass over N, C, G, S; `dense`: no array has gaps between positions.
+
+    x's values may be smaller than y's.
+    """
+    N, C, G, S = sizes
     if layout == CHANNELS_LAST:
         numbers = last_work(N, C, S, itemsize, dense)
     else:
         numbers = first_work(N, C, G, S, itemsize, dense)
     work = dict(zip(WORK, numbers, strict=True))
-    nbytes = N * C * S * itemsize
     # blocks of one vector have a loop of their own
     indivisible = layout != CHANNELS_LAST and max(C // G * S, S + 1) <= _width(itemsize)
-    share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], nbytes, indivisible)
+    share = _shared(work["UNITS"], work["UNITS"] * work["PARTS"], threads, indivisible)
     # what fits a cache is x and y: of bytes 13 MiB were stored past a cache of 32 MiB in 1.8 times the time
     both = N * C * S * (itemsize + (x_itemsize or itemsize)) // 2
     if share["PARALLEL"]:
@@ -174,30 +189,30 @@ def backward_last_work(N: int, C: int, S: int, itemsize: int, dense: bool) -> tu
     return N, part, parts, parts, part, parts, row, int(dense), pitch, BACKWARD_TABLES_LAST * pitch
 
 
-def backward(layout: int, N: int, C: int, G: int, S: int, itemsize: int, dense: bool) -> dict[str, int]:
+def backward(layout: int, sizes: Sizes, itemsize: int, dense: bool, threads: int) -> dict[str, int]:
     """Shares of the backward pass, and WORK, the float64 values its kernel works on."""
-    nbytes = N * C * S * itemsize
-    past = int(nbytes >= past_bytes(BACKWARD_PAST_SHARE, SHARED_CACHE_PAST_BYTES))
+    N, C, G, S = sizes
+    past = int(N * C * S * itemsize >= past_bytes(BACKWARD_PAST_SHARE, SHARED_CACHE_PAST_BYTES))
     if layout == SINGLE_POSITION:
-        return _samples(N, C, G, _width(itemsize), 2 * nbytes) | {"PAST": past}
+        return _samples(N, C, G, _width(itemsize), threads) | {"PAST": past}
     if layout == CHANNELS_LAST:
         numbers = backward_last_work(N, C, S, itemsize, dense)
     else:
         numbers = backward_first_work(N, C, G, S, itemsize, dense)
     work = dict(zip(WORK, numbers, strict=True))
     work["WORK"] = 2 * work["PARTS"] * N * C + 2 * N * G + 2 * C
-    share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), 2 * nbytes)
+    share = _shared(work["UNITS"], work["UNITS"] * max(work["SUMS"], work["PIECES"]), threads)
     return work | share | {"PAST": past}
 
 
-def _samples(N: int, C: int, G: int, width: int, nbytes: int) -> dict[str, int]:
+def _samples(N: int, C: int, G: int, width: int, threads: int) -> dict[str, int]:
     """The backward pass of single positions with parameters that all samples share: units are stretches of samples."""
     part, units = _parts(N, max(SAMPLES_IN_UNIT, -(-N // SAMPLE_UNITS)))
     run, pieces = _parts(C // G, ROW_PIECE)
     pieces *= G
     table = C if C <= WHOLE_SAMPLE else run
     pitch = -(-table // width) * width
-    share = _shared(units, units * pieces, nbytes + UNIT_BYTES * (N * G - units))
+    share = _shared(units, units * pieces, threads)
     if C > WHOLE_SAMPLE:
         share |= {"FIRST": 1, "LAST": 4}
     return share | {

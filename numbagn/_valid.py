@@ -31,7 +31,7 @@ def forward_valid(
     work[: 2 * count] = 0.0
     # what a kernel could not read goes first: y may be x
     parts = [(n, *part_of(p, v, n)) for n in v.apart]
-    cuts = [[None if a is None else a[part].copy() for a in (p.x, s, r)] for _, part, _ in parts]
+    cuts = [[None if a is None else a[part].copy("K") for a in (v.x, s, r)] for _, part, _ in parts]
     for dims, parallel, scratch in runs:
         arguments = (
             dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(y, p), values_of(w, p, 1.0),
@@ -63,7 +63,7 @@ def backward_valid(
     work = np.empty(size + 2 * p.N * p.G + 2 * p.C)
     gradients = np.empty(2 * p.C, p.dtype.accumulator)
     parts = [(n, *part_of(p, v, n)) for n in v.apart]
-    cuts = [[None if a is None else a[part].copy() for a in (p.x, s, r, dy)] for _, part, _ in parts]
+    cuts = [[None if a is None else a[part].copy("K") for a in (v.x, s, r, dy)] for _, part, _ in parts]
     sums = np.zeros((2, p.N, p.C))
     at, sample = FIELDS.index("AT"), FIELDS.index("SAMPLE")
     for dims, parallel, scratch in runs:

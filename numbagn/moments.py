@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array, in_kind
+from ._arrays import as_array, in_kind, view
 from ._dtypes import STORED
 from ._loading import kernels
 from ._operands import (
@@ -201,7 +201,7 @@ def group_moments(
         return Moments(np.zeros(groups), np.zeros(groups), np.zeros(groups))
     p = p._replace(dtype=p.dtype.wide)
     if lengths is not None or mask is not None:
-        return _moments_of_valid(p, valid_positions(lengths, mask, p))
+        return _moments_of_valid(p, valid_positions(lengths, mask, p, view("chunk", chunk)))
     share = share_of("forward", p, p.layout, X=p.x) | STATISTICS_ONLY
     units = p.N * p.G
     work = np.empty(2 * units * (1 + share["PARTS"]))
@@ -223,7 +223,7 @@ def _moments_of_valid(p: Problem, v: Valid) -> Moments:
     mean, M2 = statistics_of(work, (p.N, p.G))
     for n in v.apart:
         part, _ = part_of(p, v, n)
-        _, mean[n : n + 1], M2[n : n + 1] = group_moments(p.x[part].copy(), p.G, channel_axis=p.channel_axis)
+        _, mean[n : n + 1], M2[n : n + 1] = group_moments(v.x[part].copy("K"), p.G, channel_axis=p.channel_axis)
     count = np.repeat(v.counts[:, None] * float(p.C // p.G), p.G, axis=1)
     return Moments(count, mean, M2)
 

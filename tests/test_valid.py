@@ -1,12 +1,14 @@
 """Samples of which some positions are valid: `lengths` gives the bits of each alone, `mask` is as the definition."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
 from cases import DTYPES, LAYOUTS, close, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _padded, reference
+from numbagn import _operands, _padded, reference
 
 TOLERANCES = {"float16": 2.0e-3, "bfloat16": 1.6e-2, "float32": 3e-6, "float64": 3e-14}
 SHAPES = {
@@ -206,6 +208,40 @@ def reference_of(x, mask):
     return y.reshape(x.shape), mean, rstd
 
 
+def test_lengths_give_the_bits_of_each_sample_alone_in_any_order_of_memory(rng, one_thread):
+    """Forward and backward, the first time and again; the channels anywhere, steps, the other byte order."""
+    sizes, lengths = (3, 4, 20, 3), [20, 2, 7]
+    seen = [("native", order, axis) for order in itertools.permutations(range(4)) for axis in (1, 2, 3)]
+    seen += [(kind, (0, 3, 1, 2), axis) for kind in ("swapped", "stepped") for axis in (1, 2, 3)]
+    for kind, order, axis in seen:
+        first = 1 if axis > 1 else 2  # the spatial axis that lengths count along
+        shape = tuple(sizes[2] if a == first else sizes[1] if a == axis else (3, 4, 2, 3)[a] for a in range(4))
+
+        def array(shape=shape, order=order, kind=kind):
+            values = normal(rng, [shape[a] for a in order], np.float32).transpose(np.argsort(order))
+            if kind == "stepped":
+                values = np.repeat(values, 2, axis=3)[..., ::2]
+            return values.astype(">f4") if kind == "swapped" else values
+
+        x, dy = array(), array()
+        options = {"channel_axis": axis, "activation": "silu"}
+        for _ in range(2):
+            y, mean, rstd = numbagn.group_norm_forward(x, 2, lengths=lengths, **options)
+            dx, *_ = numbagn.group_norm_backward(dy, x, mean, rstd, 2, lengths=lengths, **options)
+            m = numbagn.group_moments(x, 2, channel_axis=axis, lengths=lengths)
+            for n, length in enumerate(lengths):
+                cut = (slice(n, n + 1), *(slice(length if a == first else None) for a in (1, 2, 3)))
+                one, one_mean, one_rstd = numbagn.group_norm_forward(x[cut], 2, **options)
+                one_dx, *_ = numbagn.group_norm_backward(dy[cut], x[cut], one_mean, one_rstd, 2, **options)
+                of_one = numbagn.group_moments(x[cut], 2, channel_axis=axis)
+                where = kind, order, axis, length
+                assert same_bits(y[cut], one), where
+                assert same_bits(rstd[n : n + 1], one_rstd), where
+                assert same_bits(dx[cut], one_dx), where
+                assert same_bits(m.M2[n : n + 1], of_one.M2), where
+            assert np.count_nonzero(y) <= sum(lengths) * y[0].size // sizes[2]
+
+
 def test_orders_of_memory_in_which_the_first_axis_is_not_outermost(rng):
     x = np.asfortranarray(normal(rng, (3, 4, 6, 20), np.float32)).transpose(0, 1, 2, 3)
     lengths = [6, 2, 0]
@@ -311,7 +347,7 @@ def test_large_samples_are_shared_out_one_by_one(rng, monkeypatch):
     together = numbagn.group_norm(x, 2, lengths=lengths)
     monkeypatch.setattr(numbagn._schedule, "PARALLEL_BYTES", 1)
     monkeypatch.setattr(_padded, "ALONE_BYTES", 1)
-    monkeypatch.setattr(_padded, "limit", lambda: 2)
+    monkeypatch.setattr(_operands, "limit", lambda: 2)
     numbagn._calls.forget_plans()
     for _ in range(2):
         assert same_bits(numbagn.group_norm(x, 2, lengths=lengths), together)

@@ -42,7 +42,7 @@ class Link:
 
 
 def linked(kernel, signature, *key):
-    """An intrinsic that calls the kernel of that key, or of the one that a function gives, with a tuple of arguments."""
+    """An intrinsic that calls the kernel of that key, or of what a function gives, with a tuple of arguments."""
     link = Link(kernel, signature, key[0] if callable(key[0]) else key)
     result = link.code.signature.return_type
 

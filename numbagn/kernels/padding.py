@@ -97,14 +97,14 @@ def lengths_kernel(backward, layout, itemsize, x_kind, sources):
 
 
 @entry
-def masks_kernel(sums, sources):
+def masks_kernel(sources):
     """Make the kernel that prepares a call with a mask, of which `flags` has position after position of each sample.
 
     `tables` gets a problem for each sample, from that of any of them in `model`; a problem has `sums` sums a part. It
     gives the number of problems, or 0 if a sample has no valid position.
     """
 
-    def masks(model, flags, step, tables):
+    def masks(model, flags, step, sums, tables):
         if sources == 0:
             return 0
         one, mask = values(model), mask_pointer(flags, 1)
