@@ -253,7 +253,7 @@ def _add_warmup(commands: Any, formatter: Any) -> None:
         allow_abbrev=False,
     )
     for name, default, text in (
-        ("dtypes", ["float32"], "float16, bfloat16, float32, float64"),
+        ("dtypes", ["float32"], "float16, bfloat16, float32, float64, uint8, int8, uint16, int16"),
         ("ops", ["forward"], "forward, backward"),
         ("layouts", ["channels_first", "channels_last"], "channels_first, channels_last"),
         ("activations", ["none"], "none, relu, silu, gelu, gelu_tanh"),
@@ -267,6 +267,7 @@ def _add_warmup(commands: Any, formatter: Any) -> None:
         )
     warmup.add_argument("--skip", action="store_true", help="for calls with skip")
     warmup.add_argument("--residual", action="store_true", help="for calls with residual")
+    warmup.add_argument("--no-padded", action="store_true", help="not for calls with lengths or a mask: half the time")
     warmup.add_argument("--quiet", action="store_true", help="no progress lines")
 
 
@@ -291,6 +292,7 @@ def _warm_up(options: argparse.Namespace) -> int:
             activations=[None if name == "none" else name for name in options.activations],
             skip=options.skip,
             residual=options.residual,
+            padded=not options.no_padded,
             progress=None if options.quiet else show,
         )
     for warning in caught:  # that what was compiled could not be kept

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from ._loading import kernels
 from ._problem import activation_code, shown
 from ._threads import limit
 from .functional import group_norm_backward, group_norm_forward
+from .kernels.geometry import FEW_CHANNELS
 
 __all__ = ["Warmed", "warmup"]
 
@@ -41,6 +42,7 @@ def warmup(
     activations: Iterable[str | None] = (None,),
     skip: bool = False,
     residual: bool = False,
+    padded: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Warmed]:
     """Compile kernels now, or load them from the cache, so that no later call waits for that.
@@ -50,15 +52,17 @@ def warmup(
     Parameters
     ----------
     dtypes : iterable of dtype, optional
-        Of x: float16, bfloat16, float32, float64.
+        Of x: float16, bfloat16, float32, float64, uint8, int8, uint16, int16.
     ops : iterable of {"forward", "backward"}, optional
         The passes.
     layouts : iterable of {"channels_first", "channels_last"}, optional
-        How x lies in memory, wherever its channel axis is.
+        How x lies in memory, wherever its channel axis is. Layer norm's rows are channels first.
     activations : iterable of {None, "relu", "silu", "gelu", "gelu_tanh"}, optional
         What is applied last.
     skip, residual : bool, optional
         Whether the calls will have these operands.
+    padded : bool, optional
+        Whether calls may have `lengths` or a `mask`; without these about half the kernels are needed.
     progress : callable, optional
         Called before each kernel with the number of those done, their total, and what the next is; and at the end.
 
@@ -90,7 +94,7 @@ def warmup(
     acts = _several("activations", activations)
     for act in acts:
         activation_code(act)
-    for name, flag in (("skip", skip), ("residual", residual)):
+    for name, flag in (("skip", skip), ("residual", residual), ("padded", padded)):
         if not isinstance(flag, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, got {shown(flag)}")
     kernels("forward")  # loads Numba, undisturbed
@@ -103,14 +107,9 @@ def warmup(
             text = f"{op} {dtype.name} {layout.replace('_', ' ')}"
             progress(number, len(kinds), ", ".join([text, *([act] if act else []), threads]))
         started = time.perf_counter()
-        _call(
-            op,
-            dtype,
-            layout,
-            size,
-            {"activation": act},
-            [n for n, on in (("skip", skip), ("residual", residual)) if on],
-        )
+        operands = [name for name, on in (("skip", skip), ("residual", residual)) if on]
+        for x, valid in _arrays_of(dtype, layout, size, padded):
+            _call(op, x, {"activation": act, **valid}, operands)
         done.append(Warmed(op, dtype.name, layout, act, size == LARGE, time.perf_counter() - started))
     if progress is not None:
         progress(len(kinds), len(kinds), "done")
@@ -133,8 +132,8 @@ def _dtype(value: Any) -> np.dtype[Any]:
         dtype: np.dtype[Any] | None = np.dtype(value)
     except (TypeError, ValueError):
         dtype = None
-    if dtype is None or value is None or dtype_row(dtype) is None:
-        raise TypeError(f"dtypes must be of {supported()}, got {shown(value)}")
+    if dtype is None or value is None or dtype_row(dtype, integers=True) is None:
+        raise TypeError(f"dtypes must be of {supported(integers=True)}, got {shown(value)}")
     return dtype
 
 
@@ -144,13 +143,31 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _call(op: str, dtype: np.dtype[Any], layout: str, size: int, options: dict[str, Any], operands: list[str]) -> None:
+def _arrays_of(
+    dtype: np.dtype[Any], layout: str, size: int, padded: bool
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """The arrays whose calls need all kernels of a layout between them, each with which positions are valid."""
+
+    def array(channels: int) -> np.ndarray:
+        if layout == "channels_first":
+            return np.zeros((N, channels, size), dtype)
+        return np.zeros((N, size, channels), dtype).swapaxes(1, 2)
+
+    yield array(C), {}
+    if size == LARGE:  # the same kernels, and what shares out their tasks
+        return
+    yield np.zeros((N, C), dtype), {}
+    if padded:
+        yield array(C), {"lengths": [size] * N}
+        for channels in (C,) if layout == "channels_first" else (C, FEW_CHANNELS):
+            yield array(channels), {"mask": np.ones((N, 1, size), np.bool_)}
+
+
+def _call(op: str, x: np.ndarray, options: dict[str, Any], operands: list[str]) -> None:
     """A call that needs the kernel; what it gives does not matter."""
-    x = np.zeros((N, C, size), dtype)
-    if layout == "channels_last":
-        x = np.zeros((N, size, C), dtype).swapaxes(1, 2)
-    options |= dict.fromkeys(operands, x)
+    result = x if dtype_row(x.dtype) else np.zeros_like(x, np.float32)
+    options |= dict.fromkeys(operands, result)
     if op == "forward":
         group_norm_forward(x, G, **options)
     else:
-        group_norm_backward(x, x, np.zeros((N, G)), np.ones((N, G)), G, **options)
+        group_norm_backward(result, x, np.zeros((N, G)), np.ones((N, G)), G, **options)

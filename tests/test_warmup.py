@@ -25,6 +25,35 @@ def test_every_call_of_a_kind_is_ready_afterwards():
     assert compilations.buffer == []
 
 
+def test_layer_norm_and_padded_batches_are_ready_afterwards():
+    """Of any width: what prepares masks is one kernel for all."""
+    numbagn.warmup(["float32"], ["forward", "backward"])
+    with install_recorder("numba:compile") as compilations:
+        layer = numbagn.LayerNorm(24)
+        layer.backward(*layer.forward(np.ones((5, 24), np.float32)))
+        for C in (4, 6, 64, 96):
+            for x in (np.ones((3, C, 20), np.float32), np.ones((3, 20, C), np.float32).swapaxes(1, 2)):
+                mask = np.arange(20) < np.array([20, 18, 17]).reshape(3, 1, 1)
+                for valid in (
+                    {"mask": mask},
+                    {"lengths": [20, 18, 17]},
+                    {"lengths": [20, 18, 5]},
+                    {"lengths": [20, 1, 0]},
+                ):
+                    y, mean, rstd = numbagn.group_norm_forward(x, 2, **valid)
+                    numbagn.group_norm_backward(y, x, mean, rstd, 2, **valid)
+    assert compilations.buffer == []
+
+
+def test_integers_are_made_ready():
+    assert {w.dtype for w in numbagn.warmup(["uint8"], ["forward", "backward"], padded=False)} == {"uint8"}
+    with install_recorder("numba:compile") as compilations:
+        for x in (np.ones((2, 4, 30), np.uint8), np.ones((2, 30, 4), np.uint8).swapaxes(1, 2)):
+            y, mean, rstd = numbagn.group_norm_forward(x, 2)
+            numbagn.group_norm_backward(y, x, mean, rstd, 2)
+    assert compilations.buffer == []
+
+
 def test_what_was_made_ready_is_told():
     told = []
     done = numbagn.warmup(layouts=["channels_first"], progress=lambda *step: told.append(step))
@@ -52,6 +81,7 @@ def test_what_was_made_ready_is_told():
         ({"activations": ["mish"]}, ValueError, "activation must be one of None"),
         ({"activations": "relu"}, TypeError, "activations must be a list"),
         ({"skip": 1}, TypeError, "skip must be True or False, got 1"),
+        ({"padded": None}, TypeError, "padded must be True or False, got None"),
     ],
 )
 def test_warmup_refuses(arguments, kind, message):
@@ -63,7 +93,7 @@ def test_warmup_refuses(arguments, kind, message):
 
 def test_the_command_fills_the_cache_for_later_processes(tmp_path):
     places = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
-    done = shell("warmup", "--dtypes", "float32", "--layouts", "channels_first", **places)
+    done = shell("warmup", "--dtypes", "float32", "--layouts", "channels_first", "--no-padded", **places)
     assert (done.returncode, done.stdout.split()[:3]) == (0, ["2", "kernels", "ready"])
     assert [line.split("]")[0] for line in done.stderr.splitlines()] == ["[0/2", "[1/2", "[2/2"]
     code = """
