@@ -211,8 +211,7 @@ def device_of(owner: Any) -> int | None:
 
 # Copies of small arrays of the host (a layer's parameters, lengths) are kept by their bytes, so that a change in place
 # is seen: up to 8192 channels in float32. 8 MiB on the card at most, the longest unused go first: those of old weights,
-# in training. To look 32 KiB up takes about 30 us, with one copy of them that a call would need otherwise costs more;
-# what is larger is copied in each call.
+# in training. To look 1.25 KiB up takes 0.5 us, 32 KiB 21 us; what is larger is copied in each call.
 MOST_UPLOADED, LARGEST_UPLOADED = 256, 32 << 10
 
 
