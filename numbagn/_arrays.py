@@ -299,7 +299,11 @@ def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: st
         if own is None:
             hint = "use its .compute()" if hasattr(leader, "compute") else "copy it there"
             raise TypeError(f"{lead} must be in CPU memory for {function.__name__}, got {_of(leader)}; {hint}")
-        return own(**arguments)
+        family = None if out is None else _family("out", out)
+        made = own(**arguments)
+        if family is not None:
+            family.written(out)
+        return made
     views = {id(leader): row.view(lead, leader)}  # by identity: an `out` that is x is still x
     if out is not None:
         target = views[id(out)] = view("out", out)

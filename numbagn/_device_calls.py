@@ -49,8 +49,8 @@ def forward(
     """(y, mean, rstd) of `numbagn.group_norm_forward`."""
     came = described("x", x)
     cuda_module()
-    with current(came):
-        call, given = Call(came, maker_of(came)), None
+    with current(came), Call(came, maker_of(came)) as call:
+        given = None
         if lengths is None and mask is None:
             arrays = {"x": came, "weight": weight, "bias": bias, "skip": skip, "residual": residual, "out": out}
             given = given_of(call, arrays)
@@ -62,9 +62,10 @@ def forward(
             )
             remember(key, call, results, given)
     y, stats = results
+    y = y.owner if out is None else out
     if stats.array.ndim == 1:  # one row in all: Numba would copy an indexed number to the host
-        return (y.owner if out is None else out), stats.owner[:1].reshape(()), stats.owner[1:].reshape(())
-    return (y.owner if out is None else out), stats.owner[0], stats.owner[1]
+        return y, *(call.as_number(stats.owner[i : i + 1]) for i in range(2))
+    return y, stats.owner[0], stats.owner[1]
 
 
 def _forward(
@@ -150,8 +151,8 @@ def backward(
     """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
     came = described("x", x)
     cuda_module()
-    with current(came):
-        call, given = Call(came, maker_of(came)), None
+    with current(came), Call(came, maker_of(came)) as call:
+        given = None
         if lengths is None and mask is None:
             arrays = {
                 "x": came, "dy": dy, "mean": mean, "rstd": rstd, "weight": weight, "bias": bias, "skip": skip,

@@ -16,12 +16,12 @@ from ._device import (
     described,
     device_of,
     overlap,
-    read_only,
     shape_only,
     simulated,
     uploaded,
 )  # fmt: skip
 from ._device_plan import MOST, lanes_that_fit
+from ._device_streams import Streams
 from ._padded import lengths_of, outermost
 from ._problem import Problem, channel_axis_of, layout_of, problem, shape_of_parameter
 from ._rows import ROWS, Rows, normalized, rows, steps_of_rows
@@ -34,11 +34,12 @@ __all__ = [
 
 
 class Call:
-    """What the launches of one call share."""
+    """What the launches of one call share. Left as a context, it lets other streams wait for them."""
 
     def __init__(self, x: DeviceArray, maker: Maker) -> None:
         self.maker = maker
         self.device = device_of(x.owner)
+        self.streams = Streams(cuda_module(), x.owner, maker.stream)
         self.values: dict[str, Any] = {}  # arguments of kernels by name
         self.alive: list[Any] = []  # what kernels work on, until all are launched
         self.made: list[DeviceArray] = []
@@ -53,7 +54,14 @@ class Call:
         number = device_of(device.owner)
         if number is not None and self.device is not None and number != self.device:
             raise ValueError(f"{name} must lie on x's device {self.device}, got device {number}")
+        self.streams.meet(name, device.owner, device.stream)
         return device
+
+    def __enter__(self) -> "Call":
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.streams.end()
 
     def launch(self, kernel: Any, blocks: int, **more: Any) -> None:
         """Run a kernel: its arguments are those of ours that it has names for."""
@@ -66,6 +74,7 @@ class Call:
     def run(self, kernel: Any, blocks: int, arguments: list[Any]) -> None:
         from .kernels.cuda.target import launch
 
+        self.streams.begin()
         launch(kernel, blocks, self.maker.stream, arguments)
 
     def scratch(self, size: int, dtype: Any = np.float64) -> DeviceArray:
@@ -78,6 +87,11 @@ class Call:
         made = made._replace(array=shape_only(shape, strides, np.dtype(dtype)))
         self.made.append(made)
         return made
+
+    def as_number(self, one: Any) -> Any:
+        """An array of one element as one without axes, which in Numba forgets its stream."""
+        number = one.reshape(())
+        return number.bind(self.maker.stream) if hasattr(number, "bind") else number
 
     def copy(self, source: DeviceArray, target: DeviceArray) -> None:
         """Copy between two layouts."""
@@ -251,9 +265,23 @@ def output_of(call: Call, value: Any, p: Problem) -> DeviceArray:
         raise TypeError(f"out must have x's dtype {p.result}, got {device.array.dtype}")
     if device.array.shape != p.shape:
         raise ValueError(f"out must have x's shape {p.shape}, got {device.array.shape}")
-    if read_only(device.owner):
+    if device.read_only:
         raise ValueError("out must be writable, got a read-only array")
+    if _shares(device.array):
+        raise ValueError(
+            f"out must have memory for each of its elements, got strides {device.array.strides} for shape {p.shape}"
+        )
     return device
+
+
+def _shares(array: Array) -> bool:
+    """Whether elements of an array may share memory with one another, as those of one that was broadcast."""
+    extent = array.itemsize  # of the axes so far, which the next one must step over
+    for step, size in sorted((abs(step), size) for step, size in zip(array.strides, array.shape, strict=True)):
+        if array.size and size > 1 and step < extent:
+            return True
+        extent += (size - 1) * step
+    return False
 
 
 def target_of(call: Call, out: DeviceArray, p: Problem, same: list[Any], others: list[Any]) -> DeviceArray:

@@ -66,14 +66,16 @@ def given_of(call: Call, arrays: dict[str, Any]) -> Given | None:
 
 
 def key_of(given: Given | None, *options: Any) -> Any:
-    """What the launches of a call depend on, or None where they are not to be repeated.
+    """What the launches of a call depend on, or None where they are not to be repeated, or need checks first.
 
     Types are checked where values of another type would be equal (4.0, True).
     """
     if given is None or any(type(v) not in (int, float, str, tuple, type(None)) and v is not ROWS for v in options):
         return None
     out = given.get("out")
-    if out is not None and any(other is not None and overlap(out, other) for n, other in given.items() if n != "out"):
+    if out is not None and (
+        out.read_only or any(other is not None and overlap(out, other) for n, other in given.items() if n != "out")
+    ):
         return None
     kinds = [
         None if d is None else (d.array.shape, d.array.strides, d.array.dtype, d.first % 16) for d in given.values()

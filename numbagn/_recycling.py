@@ -4,12 +4,19 @@ The pages of a new array are given by the system when they are first written to,
 the C library gives what is freed back to the system, and every result pays for its pages: a norm of 64 MiB took 6.9 ms
 into an existing array and 24 ms into a new one. So the memory of large results is kept and used again as soon as no
 array refers to it: at most NUMBAGN_RECYCLE_BYTES (environment, read at import; default 256 MiB, 0 turns recycling off),
-free and in use together. A result is then a view of a buffer: its `base` is not None.
+free and in use together.
+
+Who holds a result is told by a lease: an object that the result, and so each view and buffer of it, refers to by its
+`base`, and that NumPy can reach the memory through alone. Memory is free when a weak reference to its lease is dead,
+and not before: nothing counts references, whose number interpreters change to make code faster, and nothing of ours
+runs at a result's end, which may come in a finalizer, a signal handler or while the interpreter shuts down. Arrays
+are not among what the garbage collector looks at, so that no lease dies in a cycle that could still come back to life.
 """
 
 import os
-import sys
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,16 +34,44 @@ ALIGNMENT = 64
 
 
 def _most_bytes() -> int:
-    """How much memory may be kept; 0 where counts of references tell nothing, without the interpreter's lock."""
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        return 0
     text = os.environ.get("NUMBAGN_RECYCLE_BYTES", "")
     return int(text) if text.isdecimal() else 256 << 20
 
 
 MOST_BYTES = _most_bytes()
 
-Buffer = np.ndarray[Any, np.dtype[np.uint8]]
+
+class Buffer:
+    """Memory that is kept."""
+
+    __slots__ = ("__array_interface__", "lease", "memory", "size")
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        self.size = self.memory.size
+        address = self.memory.__array_interface__["data"][0]
+        self.__array_interface__ = {
+            "shape": (nbytes,), "typestr": "|u1", "data": (address + -address % ALIGNMENT, False), "version": 3,
+        }  # fmt: skip
+        self.lease: Callable[[], Any] = lambda: None  # the one that holds it; None: it is free
+
+    def leased(self) -> np.ndarray:
+        """Its memory from where it is aligned, in use until nothing refers to what is returned."""
+        lease = _Lease(self)
+        self.lease = weakref.ref(lease)
+        return np.asarray(lease)
+
+
+class _Lease:
+    """What holds a buffer."""
+
+    __slots__ = ("__array_interface__", "__weakref__", "buffer")
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.buffer = buffer
+        self.__array_interface__ = buffer.__array_interface__
+
+
 _buffers: list[Buffer] = []
 _lock = threading.Lock()
 
@@ -56,41 +91,30 @@ def array_like(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
     if not LEAST_BYTES <= empty.nbytes <= MOST_BYTES:
         return empty
     # the empty one has told its strides; its pages were never touched
-    buffer = _taken(empty.nbytes + ALIGNMENT)
-    start = -buffer.__array_interface__["data"][0] % ALIGNMENT
-    return np.ndarray(empty.shape, empty.dtype, buffer, start, empty.strides)
+    return np.ndarray(empty.shape, empty.dtype, _taken(empty.nbytes), 0, empty.strides)
 
 
-def _references(buffers: list[Any], i: int) -> int:
-    return sys.getrefcount(buffers[i])
-
-
-# What the function counts where nothing but the list refers to a buffer.
-_NOBODY = _references([np.empty(1)], 0)
-
-
-def _taken(size: int) -> Buffer:
-    """A buffer of `size` bytes that nobody uses, kept for later too; ordinary memory while another call looks for one.
+def _taken(nbytes: int) -> np.ndarray:
+    """So much memory that nobody uses, kept for later too; ordinary memory while another call looks for some.
 
     Nobody waits here: a signal handler or a finalizer that came in between would wait for its own thread.
     """
     if not _lock.acquire(blocking=False):
-        return np.empty(size, np.uint8)
+        return Buffer(nbytes).leased()
     try:
-        for i in range(len(_buffers)):
-            if _buffers[i].size == size and _references(_buffers, i) == _NOBODY:
-                return _buffers[i]
+        size = nbytes + ALIGNMENT
+        for buffer in _buffers:
+            if buffer.size == size and buffer.lease() is None:
+                return buffer.leased()
         # room is made by letting go of free ones, then of the oldest in use, which then are ordinary memory
-        order = sorted(range(len(_buffers)), key=lambda i: _references(_buffers, i) != _NOBODY)
-        kept = sum(_buffers[i].size for i in order)
-        gone = []
+        order = sorted(_buffers, key=lambda buffer: buffer.lease() is not None)
+        kept = sum(buffer.size for buffer in order)
         while order and (kept + size > MOST_BYTES + 2 * ALIGNMENT or len(order) >= MOST_BUFFERS):
-            gone.append(order.pop(0))
-            kept -= _buffers[gone[-1]].size
-        for i in sorted(gone, reverse=True):
-            del _buffers[i]
-        buffer = np.empty(size, np.uint8)
+            gone = order.pop(0)
+            _buffers.remove(gone)
+            kept -= gone.size
+        buffer = Buffer(nbytes)
         _buffers.append(buffer)
-        return buffer
+        return buffer.leased()
     finally:
         _lock.release()

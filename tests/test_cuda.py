@@ -14,9 +14,9 @@ import numbagn
 HERE = Path(__file__).parent
 
 
-def run_device_tests(*options, **variables):
+def run_device_tests(*options, file="device_tests.py", **variables):
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *options, HERE / "device_tests.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *options, HERE / file],
         env=os.environ | variables, cwd=HERE.parent, capture_output=True, text=True, timeout=580, check=False,
     )  # fmt: skip
 
@@ -24,6 +24,13 @@ def run_device_tests(*options, **variables):
 @pytest.mark.parametrize("part", ["every_dtype", "not every_dtype"])
 def test_every_kernel_in_the_simulator(part):
     done = run_device_tests("-k", part, NUMBA_ENABLE_CUDASIM="1")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout.splitlines()[-1]
+
+
+def test_arrays_of_other_libraries_on_a_stand_in_for_a_gpu():
+    done = run_device_tests(file="device_foreign_tests.py", NUMBA_ENABLE_CUDASIM="1")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout.splitlines()[-1]
