@@ -23,7 +23,7 @@ from ._device import (
 )  # fmt: skip
 from ._device_plan import MOST, lanes_that_fit
 from ._padded import lengths_of, outermost
-from ._problem import Problem, channel_axis_of, layout_of, problem, shape_of_parameter
+from ._problem import Problem, channel_axis_of, check_apart, layout_of, problem, shape_of_parameter
 from ._rows import ROWS, Rows, normalized, rows, steps_of_rows
 from .kernels.geometry import CHANNELS_FIRST
 
@@ -253,6 +253,7 @@ def output_of(call: Call, value: Any, p: Problem) -> DeviceArray:
         raise ValueError(f"out must have x's shape {p.shape}, got {device.array.shape}")
     if read_only(device.owner):
         raise ValueError("out must be writable, got a read-only array")
+    check_apart(device.array)
     return device
 
 
@@ -267,7 +268,7 @@ def target_of(call: Call, out: DeviceArray, p: Problem, same: list[Any], others:
             return False
         return (other.first, p.steps(other.array), other.kind) != (out.first, p.steps(out.array), out.kind)
 
-    fits = p.steps(out.array) is not None and min(out.array.strides) >= 0 and not p.overlaps_itself(out.array)
+    fits = p.steps(out.array) is not None and min(out.array.strides) >= 0
     if fits and not any(map(in_the_way, same)) and not any(map(meets, others)):
         return out
     return call.laid_out(p, out.array.dtype)
