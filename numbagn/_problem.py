@@ -367,20 +367,21 @@ def output(value: Any, p: Problem, name: str = "x") -> np.ndarray:
 
 def check_apart(out: np.ndarray) -> None:
     """Refuse an `out` of which two elements share memory: it could not hold both."""
-    if not _apart(out):
+    if not _apart(out.shape, out.strides, out.itemsize):
         raise ValueError(
             f"out must have no elements that share memory, got strides {out.strides} for shape {out.shape}; "
             "numpy.empty_like makes such an array"
         )
 
 
-def _apart(array: np.ndarray) -> bool:
-    shape, strides, itemsize = array.shape, array.strides, array.itemsize
-    if array.size < 2 or spread(shape, strides, itemsize):
+@lru_cache(maxsize=4096)  # calls with operands ask each time, and it takes 2 us
+def _apart(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    size = math.prod(shape)
+    if size < 2 or spread(shape, strides, itemsize):
         return True
     steps = [(n, abs(step)) for n, step in zip(shape, strides, strict=True) if n > 1]
     room = itemsize + sum((n - 1) * step for n, step in steps)
-    if array.nbytes > room or min(step for _, step in steps) < itemsize:
+    if size * itemsize > room or min(step for _, step in steps) < itemsize:
         return False
     # interleaved in a way that only as_strided makes: element by element
     places = np.zeros(1, np.int64)
