@@ -13,8 +13,8 @@ import numpy as np
 from ._dtypes import Dtype, dtype_row, supported
 
 __all__ = [
-    "as_array", "bfloat16", "detached", "flat", "float_row", "in_kind", "may_share_memory", "of_simulator", "real_row",
-    "view",
+    "as_array", "bfloat16", "detached", "fitting", "flat", "float_row", "hint", "in_kind", "in_memory",
+    "may_share_memory", "of_simulator", "real_row", "view",
 ]  # fmt: skip
 
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ class Family(NamedTuple):
     view: Callable[[str, Any], np.ndarray]  # (argument's name, array): the same memory, or a TypeError
     back: Callable[[np.ndarray, Any], Any]  # (result, the array whose kind it is to be of)
     written: Callable[[Any], None] = lambda out: None  # told that a result was written to its memory
-    # of an array: the module with functions of its own for it, by the names of ours; "": ours take its view
+    # of an array: the module whose `__all__` names functions of ours that it has for this kind; "": ours take its view
     elsewhere: Callable[[Any], str] = lambda array: ""
 
 
@@ -214,7 +214,7 @@ def _family(name: str, value: Any) -> Family:
     if row is None:
         row = next((row for row in _FAMILIES if _owns(row, kind)), None)
         if row is None:
-            raise TypeError(f"{name} must be a numpy.ndarray, got {_of(value)}{_hint(value)}")
+            raise TypeError(f"{name} must be a numpy.ndarray, got {_of(value)}{hint(value)}")
         _known[kind] = row
     return row
 
@@ -227,12 +227,14 @@ def _owns(row: Family, kind: type) -> bool:
         return False
 
 
-def _hint(value: Any) -> str:
+def hint(value: Any) -> str:
     """What to do with a value that is not taken."""
     if isinstance(value, np.ma.MaskedArray):
         return "; use its .filled(...) or its .data"
     if type(value).__module__.partition(".")[0] == "xarray":
         return "; give its .data, and keep its labels with .copy(data=...)"
+    if hasattr(value, "compute"):
+        return "; use its .compute()"
     if hasattr(value, "to_numpy"):  # data frames and their columns
         return "; use its .to_numpy()"
     if hasattr(value, "as_subclass"):
@@ -280,7 +282,16 @@ def as_array(name: str, value: Any) -> np.ndarray:
 _NO_ARRAYS = frozenset((type(None), bool, int, float, str))
 
 
-def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: str = "x") -> Result:
+def in_memory(public: str, name: str, value: Any) -> None:
+    """Refuse an array that only another module could take, in the name of the public function, which has none there."""
+    if type(value) is not np.ndarray and _family(name, value).elsewhere(value):
+        cure = "use its .compute()" if hasattr(value, "compute") else "copy it there"
+        raise TypeError(f"{name} must be in CPU memory for {public}, got {_of(value)}; {cure}")
+
+
+def in_kind(
+    function: Callable[..., Result], arguments: dict[str, Any], lead: str = "x", public: str | None = None
+) -> Result:
     """Call a function with NumPy's views of its arrays; results are of the kind of the argument `lead`.
 
     A function that is to take arrays of all kinds begins with::
@@ -289,16 +300,16 @@ def in_kind(function: Callable[..., Result], arguments: dict[str, Any], lead: st
             return in_kind(this_function, locals())
 
     and then has a plain `x` and `out`; `as_array` takes the others in any kind. Only results that are plain arrays, or
-    tuples of them, are turned into others.
+    tuples of them, are turned into others. `public`: what users call it, where that is not its name.
     """
     leader, out = arguments[lead], arguments.get("out")
     row = _family(lead, leader)
     elsewhere = row.elsewhere(leader)
     if elsewhere:
-        own: Callable[..., Result] | None = getattr(import_module(elsewhere), function.__name__, None)
-        if own is None:
-            hint = "use its .compute()" if hasattr(leader, "compute") else "copy it there"
-            raise TypeError(f"{lead} must be in CPU memory for {function.__name__}, got {_of(leader)}; {hint}")
+        module = import_module(elsewhere)
+        if function.__name__ not in module.__all__:
+            in_memory(public or function.__name__, lead, leader)
+        own: Callable[..., Result] = getattr(module, function.__name__)
         family = None if out is None else _family("out", out)
         made = own(**arguments)
         if family is not None:
@@ -334,9 +345,19 @@ def real_row(name: str, array: np.ndarray, integers: bool = True) -> Dtype:
     """The row of the array's dtype, or a TypeError that names it."""
     row = dtype_row(array.dtype, integers)
     if row is None:
-        hint = "; convert it with .astype" if array.dtype.kind in "iub" else ""
-        raise TypeError(f"{name} must have dtype {supported(integers)}, got {array.dtype}{hint}")
+        cure = "; convert it with .astype" if array.dtype.kind in "iubf" else ""
+        raise TypeError(f"{name} must have dtype {supported(integers)}, got {array.dtype}{cure}")
     return row
+
+
+def fitting(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy in another float dtype, or a ValueError that names a finite value which would be infinite there."""
+    with np.errstate(all="ignore"):
+        result = values.astype(dtype)
+    lost = np.isfinite(values) & ~np.isfinite(result)
+    if lost.any():
+        raise ValueError(f"{name} must have values that fit into {dtype}, got {values[lost][0]}; take a wider dtype")
+    return result
 
 
 class _Memory:

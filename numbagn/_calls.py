@@ -152,7 +152,7 @@ def backward(
 ) -> tuple[Any, ...]:  # fmt: skip
     """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
-        return in_kind(backward, locals())
+        return in_kind(backward, locals(), public="group_norm_backward and the backward of layers")
     key = None
     ordinary = skip is None and residual is None and (lengths is None or mask is None)
     if ordinary and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
@@ -277,11 +277,16 @@ def _key(
             return None
         b_shape, b_dtype = bias.shape, bias.dtype
     if out is not None:
-        if type(out) is not ndarray or not out.flags.behaved:
+        if type(out) is not ndarray:
             return None
+        flags = out.flags
+        if not flags.behaved:
+            return None
+        owned = flags.owndata
         for other in (x, dy, weight, bias, *others):
-            # two arrays without a base have memory of their own: cheaper to know than `may_share_memory`
-            alone = other is None or (out.base is None and other.base is None and other is not out)
+            # two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no
+            # base does not say so: extension types wrap memory without one.)
+            alone = other is None or (owned and other is not out and other.flags.owndata)
             if not (alone or ((other is x or other is dy) and other is out)) and np.may_share_memory(out, other):
                 return None
         target = out.shape, out.strides, out.dtype, out is x, out is dy

@@ -21,6 +21,7 @@ __all__ = ["Norm", "boxes", "normalize_chunks"]
 Array = np.ndarray[Any, np.dtype[Any]]
 Box = tuple[slice, ...]
 
+LOW_HALF = (1 << 32) - 1
 # Integers that the kernels read as they are, into float32.
 DIRECT = ("uint8", "int8", "uint16", "int16")
 
@@ -46,10 +47,20 @@ class Norm:
         )
         return replace(self, weight=weight, bias=bias, num_groups=groups)
 
-    def apply(self, x: Array, y: Array | None, moments: numbagn.Moments | None = None) -> None:
-        """Normalize x into y, by its own moments or by those given, with as little memory as the dtypes allow."""
+    def apply(
+        self, x: Array, y: Array | None, moments: numbagn.Moments | None = None, origin: Array | None = None
+    ) -> None:
+        """Normalize x into y, by its own moments or by those given, with as little memory as the dtypes allow.
+
+        Moments of 64-bit integers are those of their differences from `origin`.
+        """
         own, result = None, self.work
-        if x.dtype.name in DIRECT and self.work != np.float64:
+        if moments is None:
+            origin = self.origin(x)
+        if origin is not None:
+            own = y if y is not None and y.dtype == self.work else np.empty_like(x, self.work)
+            x = self.differences(x, origin, own)
+        elif x.dtype.name in DIRECT and self.work != np.float64:
             result = np.dtype(np.float32)
         elif x.dtype != self.work and y is not None and y.dtype == self.work:
             # converted straight into its place and normalized there: no copy in memory
@@ -64,12 +75,41 @@ class Norm:
         else:
             made = numbagn.normalize(x, moments, self.weight, self.bias, self.eps, **options)
         if y is not None and out is not y:
-            np.copyto(y, made, casting="same_kind")
+            with np.errstate(all="ignore"):
+                np.copyto(y, made, casting="same_kind")
 
-    def moments(self, x: Array) -> numbagn.Moments:
-        """The moments of x, exact for every dtype."""
-        wide = x.astype(np.float64) if x.dtype.kind in "iu" and x.dtype.name not in DIRECT else x
-        return numbagn.group_moments(wide, self.num_groups, channel_axis=self.channel_axis)
+    def moments(self, x: Array, origin: Array | None) -> numbagn.Moments:
+        """The moments of x, exact for every dtype: those of its differences from `origin` if there is one."""
+        if origin is not None:
+            x = self.differences(x, origin, np.empty_like(x, np.float64))
+        elif x.dtype.kind in "iu" and x.dtype.name not in DIRECT:
+            x = x.astype(np.float64)
+        return numbagn.group_moments(x, self.num_groups, channel_axis=self.channel_axis)
+
+    def origin(self, x: Array) -> Array | None:
+        """What integers that float64 cannot hold are counted from, which changes no result: the first of each group.
+
+        (N, G), or None for all other x.
+        """
+        if x.dtype.kind not in "iu" or x.dtype.itemsize < 8 or x.size == 0:
+            return None
+        at = [slice(None)] + [slice(0, 1)] * (x.ndim - 1)
+        at[self.channel_axis] = slice(None, None, x.shape[self.channel_axis] // self.num_groups)
+        return np.array(x[tuple(at)]).reshape(x.shape[0], self.num_groups)
+
+    def differences(self, x: Array, origin: Array, into: Array) -> Array:
+        """x less the origin of its group, `into` float64: exact below 2**53, rounded once beyond."""
+        shape = [1] * x.ndim
+        shape[0], shape[self.channel_axis] = x.shape[0], x.shape[self.channel_axis]
+        from_ = np.repeat(origin, shape[self.channel_axis] // self.num_groups, axis=1).reshape(shape)
+        # in halves: the difference of two 64-bit integers needs a bit more than they have
+        np.right_shift(x, 32, out=into)
+        into -= from_ >> 32
+        into *= 2.0**32
+        low = np.bitwise_and(x, LOW_HALF).view(np.int64)
+        low -= np.bitwise_and(from_, LOW_HALF).view(np.int64)
+        into += low
+        return into
 
 
 def boxes(
@@ -156,17 +196,19 @@ def normalize_chunks(x: Array, y: Array, norm: Norm, most: int) -> Iterator[floa
             continue
         # a third of the bytes are moved for the moments; the last chunks come first then, which memory still holds
         cut = list(boxes(part.shape, part.strides, axis, group, most))
-        moments = numbagn.Moments(*np.zeros((3, part.shape[0], own.num_groups)))
+        moments, origin = numbagn.Moments(*np.zeros((3, part.shape[0], own.num_groups))), own.origin(part)
         for chunk in cut:
             at, of_chunk = _place(chunk, axis, group, own)
-            merged = numbagn.Moments(*(field[at] for field in moments)).merge(of_chunk.moments(part[chunk]))
+            seen = of_chunk.moments(part[chunk], None if origin is None else origin[at])
+            merged = numbagn.Moments(*(field[at] for field in moments)).merge(seen)
             for field, values in zip(moments, merged, strict=True):
                 field[at] = values
             done += share * part[chunk].size / part.size / 3
             yield done
         for chunk in reversed(cut):
             at, of_chunk = _place(chunk, axis, group, own)
-            of_chunk.apply(part[chunk], into[chunk], numbagn.Moments(*(field[at] for field in moments)))
+            whole = numbagn.Moments(*(field[at] for field in moments))
+            of_chunk.apply(part[chunk], into[chunk], whole, None if origin is None else origin[at])
             done += share * part[chunk].size / part.size * 2 / 3
             yield done
 

@@ -23,7 +23,7 @@ from ._device import (
 from ._device_plan import MOST, lanes_that_fit
 from ._device_streams import Streams
 from ._padded import lengths_of, outermost
-from ._problem import Problem, channel_axis_of, layout_of, problem, shape_of_parameter
+from ._problem import Problem, channel_axis_of, check_apart, layout_of, problem, shape_of_parameter
 from ._rows import ROWS, Rows, normalized, rows, steps_of_rows
 from .kernels.geometry import CHANNELS_FIRST
 
@@ -267,21 +267,8 @@ def output_of(call: Call, value: Any, p: Problem) -> DeviceArray:
         raise ValueError(f"out must have x's shape {p.shape}, got {device.array.shape}")
     if device.read_only:
         raise ValueError("out must be writable, got a read-only array")
-    if _shares(device.array):
-        raise ValueError(
-            f"out must have memory for each of its elements, got strides {device.array.strides} for shape {p.shape}"
-        )
+    check_apart(device.array)
     return device
-
-
-def _shares(array: Array) -> bool:
-    """Whether elements of an array may share memory with one another, as those of one that was broadcast."""
-    extent = array.itemsize  # of the axes so far, which the next one must step over
-    for step, size in sorted((abs(step), size) for step, size in zip(array.strides, array.shape, strict=True)):
-        if array.size and size > 1 and step < extent:
-            return True
-        extent += (size - 1) * step
-    return False
 
 
 def target_of(call: Call, out: DeviceArray, p: Problem, same: list[Any], others: list[Any]) -> DeviceArray:
@@ -295,7 +282,7 @@ def target_of(call: Call, out: DeviceArray, p: Problem, same: list[Any], others:
             return False
         return (other.first, p.steps(other.array), other.kind) != (out.first, p.steps(out.array), out.kind)
 
-    fits = p.steps(out.array) is not None and min(out.array.strides) >= 0 and not p.overlaps_itself(out.array)
+    fits = p.steps(out.array) is not None and min(out.array.strides) >= 0
     if fits and not any(map(in_the_way, same)) and not any(map(meets, others)):
         return out
     return call.laid_out(p, out.array.dtype)

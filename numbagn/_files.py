@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.lib.format import MAGIC_PREFIX, open_memmap
 
+from ._arrays import fitting
 from ._chunks import Norm, normalize_chunks
 
 # One kernel call works on this much: long enough that a call's own cost vanishes, short enough that the progress bar
@@ -72,7 +73,8 @@ def normalize_file(
         As in `numbagn.group_norm`.
     dtype : {"float16", "float32", "float64"}, optional
         dtype of the new file. By default that of `source`, float32 where it holds integers. The work is done in a
-        dtype that holds both, so that no value of `source` is rounded or overflows before it is normalised.
+        dtype that holds both, so that no value of `source` is rounded or overflows before it is normalised; of 64-bit
+        integers, which none holds, with their differences from the first of their group, exact below 2**53.
     add_batch_axis : bool, optional
         `source` holds one sample without a batch axis; `channel_axis` counts with that axis put in front.
     progress : callable, optional
@@ -105,6 +107,9 @@ def normalize_file(
     norm = Norm(num_groups, weight, bias, eps, channel_axis, activation, work)
     # An empty batch costs nothing and has every argument checked before a file is created.
     norm.of(slice(0, 0), slice(None), num_groups).apply(np.empty((0, *x.shape[1:]), work), None)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            fitting(name, value, np.result_type(work, np.float32))
 
     fortran = file.flags.f_contiguous and not file.flags.c_contiguous
     with stop_signals() as check_signals, replacing(Path(target)) as temporary:

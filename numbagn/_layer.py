@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array, float_row, may_share_memory
+from ._arrays import as_array, fitting, float_row, may_share_memory
 from ._calls import backward, forward
 from ._dtypes import dtype_row, supported
 from ._problem import activation_code, epsilon, shown
@@ -84,7 +84,7 @@ class Layer:
             raise TypeError(f"{name} must give real numbers, got dtype {values.dtype}")
         if values.shape not in ((), shape):
             raise ValueError(f"{name} must give a number or shape {shape}, got shape {values.shape}")
-        return np.full(shape, values, self.dtype)
+        return np.full(shape, fitting(name, values, self.dtype))
 
     def __call__(
         self, x: Any, *, skip: Any = None, residual: Any = None, lengths: Any = None, mask: Any = None, out: Any = None
@@ -222,7 +222,8 @@ class Layer:
         Raises
         ------
         ValueError, TypeError
-            Naming every entry that is missing, unexpected, misshapen or of a dtype not taken. The layer is as it was.
+            Naming every entry that is missing, unexpected, misshapen, of a dtype not taken, or with a finite value too
+            large for the layer's dtype. The layer is as it was.
 
         Notes
         -----
@@ -258,12 +259,13 @@ class Layer:
             try:
                 value = as_array(prefix + name, given[name])
                 float_row(prefix + name, value)
+                if value.shape != self._parameter_shape():
+                    faults.append(f"{prefix}{name} has shape {value.shape}, not {self._parameter_shape()}")
+                loaded[own] = fitting(prefix + name, value, self.dtype)
             except TypeError as fault:
                 misfits.append(str(fault))
-                continue
-            if value.shape != self._parameter_shape():
-                faults.append(f"{prefix}{name} has shape {value.shape}, not {self._parameter_shape()}")
-            loaded[own] = value.astype(self.dtype)
+            except ValueError as fault:
+                faults.append(str(fault))
         if faults or misfits:
             kind = ValueError if faults else TypeError
             raise kind(f"the parameters do not fit {self!r}: {'; '.join(faults + misfits)}")

@@ -76,7 +76,8 @@ def target_of(
 ) -> tuple[np.ndarray, Array | None, Array | None]:
     """What the kernel may write: y, or a new array in x's layout where y is laid out otherwise or in anything's way.
 
-    An operand that is y itself is no hindrance, since each element is read before it is written.
+    So is a y of the other byte order. An operand that is y itself is no hindrance, since each element is read before
+    it is written.
     """
 
     def in_the_way(operand: Array | None) -> bool:
@@ -84,7 +85,7 @@ def target_of(
             return False
         return p.steps(operand) != p.steps(y) or _start(operand) != _start(y) or operand.dtype != y.dtype
 
-    if p.steps(y) is None or not y.flags.aligned or p.overlaps_itself(y):
+    if p.steps(y) is None or not y.flags.aligned or not y.dtype.isnative:
         return p.empty(p.result), w, b
     if any(map(in_the_way, operands)) or any(np.may_share_memory(y, other) for other in others):
         return p.empty(p.result), w, b

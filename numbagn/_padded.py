@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _schedule
-from ._arrays import view
+from ._arrays import hint, view
 from ._operands import shares, threads_for
-from ._problem import Problem, laid_out, shown
+from ._problem import Problem, laid_out, reshaped, shown
 from ._rows import Rows
 from .kernels.geometry import CHANNELS_FIRST, FEW_CHANNELS, FEW_POSITIONS, FIELDS
 
@@ -27,6 +27,8 @@ MARGIN = 64
 # The kinds of mask, as `kernels.masks.MASKS` has them.
 NO_MASK, OF_VALUES, OF_ROWS = 0, 1, 2
 NOTHING = np.zeros(1, np.uint8)
+# What may cure an x without positions.
+ONE_CHANNEL = "; give sequences of one channel an axis for it: x[:, None]"
 
 
 class Valid(NamedTuple):
@@ -101,12 +103,12 @@ def _laid_out_alone(p: Problem, x: Array, length: int) -> bool:
 
 def lengths_of(lengths: Any, p: Problem, spatial: list[int]) -> Array:
     if not spatial:
-        raise ValueError(f"lengths must not be given where x has no positions, got x of shape {p.shape}")
+        raise ValueError(f"lengths must not be given where x has no positions, got x of shape {p.shape}{ONE_CHANNEL}")
     most = p.shape[spatial[0]]
     if not isinstance(lengths, np.ndarray) and hasattr(lengths, "__dlpack__"):
         lengths = view("lengths", lengths)
     if not isinstance(lengths, (np.ndarray, list, tuple)) or isinstance(lengths, np.ma.MaskedArray):
-        raise TypeError(f"lengths must be an array or a list of {p.N} integers, got {shown(lengths)}")
+        raise TypeError(f"lengths must be an array or a list of {p.N} integers, got {shown(lengths)}{hint(lengths)}")
     try:
         values = np.asarray(lengths)
     except ValueError:  # rows of different lengths
@@ -114,9 +116,10 @@ def lengths_of(lengths: Any, p: Problem, spatial: list[int]) -> Array:
     if values.size == 0 and isinstance(lengths, (list, tuple)):
         values = values.astype(np.int64)
     if values.dtype.kind not in "iu":
-        raise TypeError(f"lengths must be an array or a list of {p.N} integers, got {shown(lengths)}")
+        cure = "; use numpy.asarray(...).astype(int)" if values.dtype.kind in "bf" else ""
+        raise TypeError(f"lengths must be an array or a list of {p.N} integers, got {shown(lengths)}{cure}")
     if values.shape != (p.N,):
-        raise ValueError(f"lengths must have shape ({p.N},), got {values.shape}")
+        raise ValueError(f"lengths must have shape ({p.N},), got {values.shape}{reshaped(values.shape, (p.N,))}")
     wrong = values[(values < 0) | (values > most)]
     if wrong.size:
         raise ValueError(f"lengths must be from 0 to {most}, the size of axis {spatial[0]}; got {wrong[0]}")
@@ -127,14 +130,18 @@ def _mask(mask: Any, p: Problem) -> Array:
     if not isinstance(mask, np.ndarray) and hasattr(mask, "__dlpack__"):
         mask = view("mask", mask)
     if not isinstance(mask, np.ndarray) or isinstance(mask, np.ma.MaskedArray):
-        raise TypeError(f"mask must be a numpy.ndarray of bool, got {shown(mask)}")
+        raise TypeError(f"mask must be a numpy.ndarray of bool, got {shown(mask)}{hint(mask)}")
     if mask.dtype != np.bool_:
-        raise TypeError(f"mask must have dtype bool, got {mask.dtype}")
+        cure = "; use its .astype(bool)" if mask.dtype.kind in "iuf" else ""
+        raise TypeError(f"mask must have dtype bool, got {mask.dtype}{cure}")
     shape = tuple(size if axis != p.channel_axis else 1 for axis, size in enumerate(p.shape))
     try:
         return np.broadcast_to(np.asarray(mask), shape)
     except ValueError:
-        raise ValueError(f"mask must have shape {shape} or one that broadcasts to it, got {mask.shape}") from None
+        cure = reshaped(mask.shape, shape)
+        if len(shape) == 2:  # there are no positions
+            cure = ONE_CHANNEL
+        raise ValueError(f"mask must have shape {shape} or one that broadcasts to it, got {mask.shape}{cure}") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

@@ -15,7 +15,7 @@ from ._arrays import as_array, float_row, real_row
 from ._dtypes import Dtype
 from .kernels.geometry import CHANNELS_FIRST, CHANNELS_LAST, FEW_CHANNELS, FEW_POSITIONS
 
-__all__ = ["Problem", "operand", "output", "parameter", "problem", "statistics"]
+__all__ = ["Problem", "check_apart", "operand", "output", "parameter", "problem", "reshaped", "spread", "statistics"]
 
 ACTIVATIONS = (None, "relu", "silu", "gelu", "gelu_tanh")
 
@@ -78,16 +78,6 @@ class Problem(NamedTuple):
     def rows(self) -> tuple[int, int]:
         """Elements of a row, and how many of them a sample has."""
         return (self.S, self.C) if self.layout == CHANNELS_FIRST else (self.C, self.S)
-
-    def overlaps_itself(self, array: np.ndarray) -> bool:
-        """Whether samples of `array`, laid out as x, may share memory with one another, as in a sliding window."""
-        steps = self.steps(array)
-        if steps is None or self.N < 2:
-            return False
-        (between, row), (inner, rows) = (abs(steps[0]), steps[1]), self.rows
-        apart = between >= (rows - 1) * row + inner
-        interleaved = between >= inner and row >= self.N * between
-        return not (apart or interleaved)
 
     def like_x(self, array: np.ndarray) -> np.ndarray:
         """`array`, or a copy of it in x's layout where its memory is laid out otherwise or unaligned."""
@@ -183,6 +173,18 @@ def walk(
     return fits, sample_step, position_step
 
 
+def spread(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether each stride is as long as all that shorter ones reach: then no elements share memory. Compiled, too."""
+    for a in range(len(shape)):
+        reach = itemsize
+        for b in range(len(shape)):
+            if b != a and abs(strides[b]) <= abs(strides[a]):
+                reach += (shape[b] - 1) * abs(strides[b])
+        if shape[a] > 1 and abs(strides[a]) < reach:
+            return False
+    return True
+
+
 @lru_cache(maxsize=4096)
 def layout_of(
     shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, channel_axis: int
@@ -230,7 +232,8 @@ def problem(
     array = as_array(name, x)
     row = real_row(name, array)
     if array.ndim < 2:
-        raise ValueError(f"{name} must have at least 2 dimensions (N, C, ...), got shape {array.shape}")
+        cure = f"; give a single sample a batch axis: {name}[None]" if array.ndim else ""
+        raise ValueError(f"{name} must have at least 2 dimensions (N, C, ...), got shape {array.shape}{cure}")
     axis = channel_axis_of(channel_axis, array.ndim)
     channels = array.shape[axis]
     groups = groups_of(num_groups, channels)
@@ -327,7 +330,15 @@ def parameter(name: str, value: Any, p: Problem) -> np.ndarray | None:
 def shape_of_parameter(name: str, shape: tuple[int, ...], p: Problem) -> None:
     """Check the shape of a weight or bias."""
     if shape not in p.parameter_shapes:
-        raise ValueError(f"{name} must have shape {' or '.join(map(str, p.parameter_shapes))}, got {shape}")
+        allowed = " or ".join(map(str, p.parameter_shapes))
+        raise ValueError(f"{name} must have shape {allowed}, got {shape}{reshaped(shape, p.parameter_shapes[0])}")
+
+
+def reshaped(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """The cure for a shape that lacks axes of the one that is wanted, or has more of size 1."""
+    axes = [n for n in shape if n != 1]
+    same = axes == [n for n in wanted if n != 1] or (len(axes) == 1 and axes[0] == math.prod(wanted))
+    return f"; use its .reshape{wanted}" if same else ""
 
 
 def operand(name: str, value: Any, p: Problem) -> np.ndarray | None:
@@ -337,7 +348,9 @@ def operand(name: str, value: Any, p: Problem) -> np.ndarray | None:
     array = as_array(name, value)
     float_row(name, array)
     if array.shape != p.shape:
-        raise ValueError(f"{name} must have x's shape {p.shape}, got {array.shape}")
+        sizes = zip(array.shape[::-1], p.shape[::-1], strict=False)
+        cure = "; use numpy.broadcast_to" if array.ndim <= len(p.shape) and all(n in (1, m) for n, m in sizes) else ""
+        raise ValueError(f"{name} must have x's shape {p.shape}, got {array.shape}{cure}")
     if array.dtype != p.x.dtype:
         with np.errstate(all="ignore"):
             array = array.astype(p.dtype.accumulator, copy=False)
@@ -349,19 +362,47 @@ def statistics(name: str, value: Any, p: Problem) -> np.ndarray:
     array = as_array(name, value)
     float_row(name, array)
     if array.shape != p.statistics_shape:
-        raise ValueError(f"{name} must have shape {p.statistics_shape}, got {array.shape}")
+        cure = reshaped(array.shape, p.statistics_shape)
+        raise ValueError(f"{name} must have shape {p.statistics_shape}, got {array.shape}{cure}")
     return np.require(p.in_order(array), np.float64, ("C", "A", "W"))  # writable: the one type kernels are compiled for
 
 
 def output(value: Any, p: Problem, name: str = "x") -> np.ndarray:
-    """Check `out`: what y or dx is to be written to."""
+    """Check `out`: what y or dx is to be written to, in either byte order."""
     as_array("out", value)
     array: np.ndarray = value
-    if value.dtype != p.result:
+    if value.dtype.newbyteorder("=") != p.result:
         allowed = f"{name}'s dtype {p.result}" if p.result == p.x.dtype else f"dtype {p.result} for {p.x.dtype} {name}"
         raise TypeError(f"out must have {allowed}, got {value.dtype}")
     if value.shape != p.shape:
         raise ValueError(f"out must have {name}'s shape {p.shape}, got {value.shape}")
     if not value.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
+    check_apart(value)
     return array
+
+
+def check_apart(out: np.ndarray) -> None:
+    """Refuse an `out` of which two elements share memory: it could not hold both."""
+    if not _apart(out.shape, out.strides, out.itemsize):
+        raise ValueError(
+            f"out must have no elements that share memory, got strides {out.strides} for shape {out.shape}; "
+            "numpy.empty_like makes such an array"
+        )
+
+
+@lru_cache(maxsize=4096)  # calls with operands ask each time, and it takes 2 us
+def _apart(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    size = math.prod(shape)
+    if size < 2 or spread(shape, strides, itemsize):
+        return True
+    steps = [(n, abs(step)) for n, step in zip(shape, strides, strict=True) if n > 1]
+    room = itemsize + sum((n - 1) * step for n, step in steps)
+    if size * itemsize > room or min(step for _, step in steps) < itemsize:
+        return False
+    # interleaved in a way that only as_strided makes: element by element
+    places = np.zeros(1, np.int64)
+    for n, step in steps:
+        places = np.add.outer(places, np.arange(n) * step).reshape(-1)
+    places.sort()
+    return bool(np.diff(places).min() >= itemsize)

@@ -53,8 +53,8 @@ def group_norm(
     mask : ndarray of bool, optional
         Which positions are valid: of shape (N, 1, ...), 1 being at the channel axis, or one that broadcasts to it.
     out : ndarray, optional
-        Where to write the result: of y's shape and dtype. It may be x itself; where it overlaps an argument in any
-        other way the result is as if it did not.
+        Where to write the result: of y's shape and dtype, in either byte order, with memory of its own for each
+        element. It may be x itself; where it overlaps an argument in any other way the result is as if it did not.
 
     Returns
     -------

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array, in_kind, view
+from ._arrays import as_array, in_kind, in_memory, view
 from ._dtypes import STORED
 from ._loading import kernels
 from ._operands import (
@@ -195,6 +195,7 @@ def group_moments(
     >>> bool(np.abs(y - numbagn.group_norm(x, 2)).max() < 1e-6)
     True
     """
+    in_memory("group_moments", "chunk", chunk)
     p = problem(chunk, num_groups, 0.0, channel_axis, name="chunk")
     groups = p.N, p.G
     if p.size == 0:
@@ -244,7 +245,8 @@ def normalize(
     Parameters
     ----------
     chunk : (N, C, ...) ndarray
-        Some of the positions of N samples, as for `group_moments`; as `x` of `group_norm`.
+        Some of the positions of N samples, as for `group_moments`; as `x` of `group_norm`. Of a Dask array the result
+        is one, too, its chunks computed when asked for.
     m : Moments
         Of all parts together, for the N samples and G groups of the chunk.
     weight, bias, eps, channel_axis, activation, out
@@ -270,12 +272,9 @@ def normalize(
     """
     if type(chunk) is not np.ndarray or (out is not None and type(out) is not np.ndarray):
         return in_kind(normalize, locals(), "chunk")
-    moments = _checked("m", m)
     p = problem(chunk, 1, eps, channel_axis, activation, "chunk")
-    samples, groups = moments.mean.shape
-    if samples != p.N or groups < 1 or p.C % groups:
-        raise ValueError(f"m must have moments of shape ({p.N}, G), G a divisor of {p.C}, got {(samples, groups)}")
-    p = p._replace(G=groups)
+    moments = moments_of(m, p.N, p.C)
+    p = p._replace(G=moments.mean.shape[1])
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     y = array_like(chunk, p.result) if out is None else output(out, p, "chunk")
     if p.size == 0:
@@ -290,6 +289,15 @@ def normalize(
     if target is not y:
         np.copyto(y, target)
     return y if out is None else out
+
+
+def moments_of(m: Any, samples: int, channels: int) -> Moments:
+    """Check the moments of all groups of so many samples and channels."""
+    moments = _checked("m", m)
+    shape = moments.mean.shape
+    if shape[0] != samples or shape[1] < 1 or channels % shape[1]:
+        raise ValueError(f"m must have moments of shape ({samples}, G), G a divisor of {channels}, got {shape}")
+    return moments
 
 
 def _checked(name: str, m: Any) -> Moments:

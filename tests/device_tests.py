@@ -367,9 +367,22 @@ def test_bad_input_gets_one_line(change, kind, says):
     assert "\n" not in str(caught.value)
 
 
+def test_an_out_whose_elements_share_memory_is_refused():
+    memory = send(np.full(64, 7, np.float32))
+    x = send(np.ones((2, 8, 4), np.float32))
+    if SIMULATED:
+        out = cuda.to_device(np.zeros(1, np.float32))
+        out._ary = np.lib.stride_tricks.as_strided(memory._ary, (2, 8, 4), (0, 16, 4))
+    else:
+        out = Exported(memory, (2, 8, 4), (0, 16, 4), "<f4")
+    with pytest.raises(ValueError, match="out must have no elements that share memory"):
+        numbagn.group_norm(x, 4, out=out)
+    assert (receive(memory) == 7).all()
+
+
 def test_what_the_device_has_no_kernels_for_says_so():
     x = send(np.ones((2, 8, 4), np.float32))
-    with pytest.raises(TypeError, match="chunk must lie in CPU memory"):
+    with pytest.raises(TypeError, match="chunk must be in CPU memory for group_moments"):
         numbagn.group_moments(x, 2)
     with pytest.raises(TypeError, match="weight must lie in CPU memory"):
         numbagn.group_norm(np.ones((2, 8, 4), np.float32), 2, send(np.ones(8, np.float32)))

@@ -127,7 +127,7 @@ OUT = {
     "text": ("out.npy", TypeError, "must be a numpy.ndarray, got builtins.str"),
     **{
         f"dtype {dtype}": (array(dtype=dtype), TypeError, f"must have x's dtype float32, got {np.dtype(dtype)}")
-        for dtype in ("float64", "float16", ml_dtypes.bfloat16, "int8", ">f4", "longdouble", "object")
+        for dtype in ("float64", "float16", ml_dtypes.bfloat16, "int8", ">f8", "longdouble", "object")
     },
     **{
         f"shape {shape}": (array(shape), ValueError, f"must have x's shape (2, 8, 6), got {shape}")

@@ -1,5 +1,6 @@
 """Files with samples larger than memory: cut in the order of memory, read twice at most, right in any shape."""
 
+import itertools
 import math
 import sys
 
@@ -108,6 +109,39 @@ def test_every_dtype_in_chunks(tmp_path, rng, one_thread, small_chunks, found, a
     y = np.load(tmp_path / "out.npy")
     assert y.dtype == (asked or (np.dtype(found).newbyteorder("=") if "f" in found else np.float32))
     np.testing.assert_allclose(y, definition(x, 2), rtol=0, atol={2: 2e-3, 4: 2e-6, 8: 4e-6}[y.dtype.itemsize])
+
+
+@pytest.mark.parametrize("asked", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("found", "base"),
+    [
+        ("int64", 1_700_000_000_000_000_000),  # nanoseconds
+        (">i8", -(2**63)),
+        ("int64", 2**53),
+        ("uint64", 2**64 - 1000),
+        (">u8", 2**63 - 500),
+    ],
+)
+def test_integers_beyond_what_float64_holds(tmp_path, rng, one_thread, small_chunks, found, base, asked):
+    small = rng.integers(0, 1000, (2, 6, 9, 60))
+    x = (small.astype(object) + base).astype(found)
+    x[:, :2] = small[:, :2]  # a group far from the others
+    want = definition(small, 3)
+    for chunk_bytes, order, axis in itertools.product((900, 20000, 1 << 20), "CF", (1, 2)):
+        small_chunks(chunk_bytes)
+        np.save(tmp_path / "in.npy", np.asarray(np.moveaxis(x, 1, axis), order=order))
+        _files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 3, dtype=asked, channel_axis=axis)
+        y = np.moveaxis(np.load(tmp_path / "out.npy"), axis, 1)
+        assert y.dtype == asked
+        np.testing.assert_allclose(y, want, rtol=0, atol={2: 2e-3, 4: 1e-6, 8: 1e-12}[y.dtype.itemsize])
+
+
+def test_integers_from_end_to_end_of_their_range(tmp_path, one_thread):
+    for ends in (np.array([-(2**63), 2**63 - 1, 0, 5]), np.array([2**64 - 1, 0, 2**63, 5], np.uint64)):
+        np.save(tmp_path / "in.npy", ends.reshape(1, 1, 4))
+        _files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 1, dtype="float64")
+        want = definition(ends.astype(np.float64).reshape(1, 1, 4), 1)
+        np.testing.assert_allclose(np.load(tmp_path / "out.npy"), want, rtol=0, atol=1e-15)
 
 
 def test_groups_that_fit_have_the_bits_of_one_call(tmp_path, rng, one_thread, small_chunks):

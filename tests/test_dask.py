@@ -266,9 +266,50 @@ def test_unknown_sizes_of_positions_are_refused():
         numbagn.layer_norm(da.ones((5, 8)), 7)
 
 
+@pytest.mark.parametrize("chunks", [*(chunks for chunks, _ in WHOLE.values()), *CUT.values()])
+def test_normalize_is_lazy_and_gives_the_numbers_of_one_call(rng, chunks):
+    x = normal(rng, SHAPE, np.float32, 100.0)
+    m = numbagn.group_moments(x, G)
+    given = options(rng)["parameters"]
+    lazy = da.from_array(x, chunks)
+    for beside in ({}, given, lazily(given, chunks)):
+        y = numbagn.normalize(lazy, m, **beside)
+        assert isinstance(y, da.Array)
+        assert (y.shape, y.dtype) == (SHAPE, np.float32)
+        same = {name: given[name] for name in beside}
+        close(y.compute(), numbagn.normalize(x, m, **same).astype(np.float64), 1e-6)
+    last = da.from_array(np.moveaxis(x, 1, -1).copy(), (2, 5, 4, 3))
+    y = numbagn.normalize(last, m, channel_axis=-1)
+    close(np.moveaxis(y.compute(), -1, 1), numbagn.normalize(x, m).astype(np.float64), 1e-6)
+
+
+def test_normalize_refuses_at_once(rng):
+    lazy, m = da.ones(SHAPE, dtype=np.float32, chunks=3), numbagn.Moments(*np.ones((3, 5, G)))
+    some = lazy[lazy[:, 0, 0, 0] > 0]
+    for error, message, arguments in (
+        (TypeError, "out must be None where chunk is a Dask array, got ", {"out": np.ones(SHAPE, np.float32)}),
+        (TypeError, "m must be numbagn.Moments, got None", {"m": None}),
+        (
+            ValueError,
+            "m must have moments of shape (5, G), G a divisor of 8, got (4, 4)",
+            {"m": m._make(np.ones((3, 4, 4)))},
+        ),
+        (TypeError, "m must be in memory here, got dask.array", {"m": m._make(da.ones((3, 5, G)))}),
+        (ValueError, "weight must have shape (8,) or (5, 8), got (7,)", {"weight": np.ones(7)}),
+        (ValueError, "chunk must have known sizes, got (nan, 8, 12, 10); use compute_chunk_sizes()", {"chunk": some}),
+        (ValueError, "eps must be finite", {"eps": -1.0}),
+    ):
+        with pytest.raises(error) as refusal:
+            numbagn.normalize(**({"chunk": lazy, "m": m} | arguments))
+        assert str(refusal.value).startswith(message)
+        assert "\n" not in str(refusal.value)
+    empty = numbagn.normalize(da.ones((0, 8, 3), chunks=2), numbagn.Moments(*np.ones((3, 0, G))))
+    assert empty.compute().shape == (0, 8, 3)
+
+
 def test_backward_and_lazy_operands_of_arrays_in_memory_are_refused(rng):
     x, lazy = normal(rng, SHAPE, np.float32), da.ones(SHAPE, dtype=np.float32)
-    with pytest.raises(TypeError, match=r"^x must be in CPU memory for backward, got dask.array.*\.compute\(\)$"):
+    with pytest.raises(TypeError, match=r"^x must be in CPU memory for group_norm_backward and .*\.compute\(\)$"):
         numbagn.group_norm_backward(x, lazy, np.ones((5, G)), np.ones((5, G)), G)
     for name in ("skip", "residual", "out"):
         with pytest.raises(

@@ -270,3 +270,44 @@ def test_copies_are_layers_of_their_own(rng, one_thread, again, options):
         assert (layer.weight == 1).all()
     y, saved = layer.forward(x)
     assert all(map(same_bits, layer.backward(y, again(saved)), layer.backward(y, saved)))
+
+
+# name: (dtype of the layer, a finite value it cannot hold, one that it can)
+TOO_LARGE = {
+    "float64 for float16": ("float16", np.float64(1e300), np.float64(65519)),
+    "just too large": ("float16", np.float64(65520), np.float64(-65519)),
+    "float32 for float16": ("float16", np.float32(1e9), np.float32(1e-9)),
+    "float64 for float32": ("float32", np.float64(-1e39), np.float64(3e38)),
+    "float64 for bfloat16": (ml_dtypes.bfloat16, np.float64(3.4e38), np.float64(3.3e38)),
+    "bfloat16 for float16": ("float16", ml_dtypes.bfloat16(1e30), ml_dtypes.bfloat16(3)),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_parameters_that_do_not_fit_the_dtype_are_refused_and_none_taken(name):
+    dtype, large, fitting = TOO_LARGE[name]
+    layer = numbagn.GroupNorm(2, 4, dtype=dtype)
+    before = layer.state_dict()
+    loaded = {"n.weight": np.full(4, 2.0), "n.bias": np.array([fitting, large, fitting, np.inf], large.dtype)}
+    with pytest.raises(ValueError, match=r"; take a wider dtype$") as refusal:
+        layer.load_state_dict(loaded, "n.")
+    assert f"n.bias must have values that fit into {np.dtype(dtype)}, got " in str(refusal.value)
+    assert all(same_bits(layer.state_dict()[key], value) for key, value in before.items())
+    loaded["n.bias"][1] = np.nan  # what is not finite was meant
+    layer.load_state_dict(loaded, "n.")
+    assert same_bits(layer.bias, np.array([fitting, np.nan, fitting, np.inf], large.dtype).astype(dtype))
+    for option in ("weight_init", "bias_init"):
+        message = rf"^{option} must have values that fit into {np.dtype(dtype)}, got [^\n]*; take a wider dtype$"
+        for given in (large, np.array([1, large, 1, 1], large.dtype), lambda shape: np.full(shape, large)):
+            with pytest.raises(ValueError, match=message):
+                numbagn.GroupNorm(2, 4, dtype=dtype, **{option: given})
+        numbagn.GroupNorm(2, 4, dtype=dtype, **{option: fitting})
+
+
+def test_integers_that_do_not_fit_the_dtype_are_refused():
+    with pytest.raises(
+        ValueError, match=r"^weight_init must have values that fit into float16, got -70000; take a wider"
+    ):
+        numbagn.LayerNorm(4, dtype="float16", weight_init=-70000)
+    assert (numbagn.InstanceNorm(4, dtype="float16", bias_init=[1, 2, 3, 60000]).bias == [1, 2, 3, 60000]).all()
+    assert np.isinf(numbagn.GroupNorm(2, 4, weight_init=np.inf).weight).all()

@@ -1,5 +1,6 @@
 """A repeated call skips the checks: it gives what the first gave, and refuses what the first would have refused."""
 
+import ctypes
 import threading
 
 import numpy as np
@@ -96,7 +97,8 @@ def test_a_plan_lets_nothing_through_that_the_checks_refuse(rng, one_thread):
         (ValueError, {"out": read_only}),
         (ValueError, {"out": np.zeros((2, 4, 6), np.float32)}),
         (TypeError, {"out": np.zeros((2, 4, 5))}),
-        (TypeError, {"out": np.zeros((2, 4, 5), ">f4")}),
+        (TypeError, {"out": np.zeros((2, 4, 5), ">f8")}),
+        (ValueError, {"out": np.lib.stride_tricks.as_strided(np.zeros(20, np.float32), (2, 4, 5), (0, 20, 4))}),
     ):
         with pytest.raises(error):
             numbagn.group_norm(**({"x": x, "num_groups": 1, "weight": w, "bias": w} | arguments))
@@ -122,6 +124,41 @@ def test_overlap_is_seen_at_every_call(rng, one_thread):
             x, out = buffer[8:48].reshape(2, 4, 5), buffer[start : start + 40].reshape(2, 4, 5)
             want = numbagn.group_norm(x.copy(), 2, w.copy())
             assert same_bits(numbagn.group_norm(x, 2, w, out=out).copy(), want), start
+
+
+def wrapped(memory, shape):
+    """An array over the memory of another, without a base: as extension types make them."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    table = ctypes.cast(pointer(np._core._multiarray_umath._ARRAY_API, None), ctypes.POINTER(ctypes.c_void_p))
+    kinds = ctypes.py_object, ctypes.c_int, ctypes.c_void_p, ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int] * 2
+    PyArray_New = ctypes.PYFUNCTYPE(ctypes.py_object, *kinds, ctypes.c_void_p)(table[93])
+    sizes = (ctypes.c_ssize_t * len(shape))(*shape)
+    behaved_in_c_order = 0x0501
+    array = PyArray_New(
+        np.ndarray, len(shape), sizes, memory.dtype.num, None, memory.ctypes.data, 0, behaved_in_c_order, None
+    )
+    assert array.base is None
+    assert np.may_share_memory(array, memory)
+    return array
+
+
+@pytest.mark.parametrize("function", ["group_norm", "group_norm_backward"])
+def test_overlap_of_arrays_without_a_base_is_seen_at_every_call(rng, one_thread, function):
+    shape = (2, 4, 5)
+    values, dy = normal(rng, shape, np.float32), normal(rng, shape, np.float32)
+    want, mean, rstd = numbagn.group_norm_forward(values, 2)
+    if function == "group_norm":
+        call = lambda x, out: numbagn.group_norm(x, 2, out=out)  # noqa: E731
+    else:
+        call = lambda x, out: numbagn.group_norm_backward(dy, x, mean, rstd, 2, out=out)[0]  # noqa: E731
+        want = call(values, None)
+    memory = np.zeros(99, np.float32)
+    for start in (3, 0, 21):
+        call(values.copy(), np.empty_like(values))  # a call whose arrays lie apart is remembered
+        x, out = wrapped(memory, shape), wrapped(memory[start:], shape)
+        x[...] = values
+        assert same_bits(call(x, out).copy(), want)
 
 
 def test_eps_and_parameters_of_other_kinds_have_plans_of_their_own(rng, one_thread):

@@ -330,8 +330,44 @@ def test_refused(options, kind, message):
 
 
 def test_lengths_need_positions():
-    with pytest.raises(ValueError, match="lengths must not be given where x has no positions"):
-        numbagn.group_norm(np.zeros((2, 4), np.float32), 2, lengths=[1, 1])
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    message = r"^lengths must not be given where x has no positions, got x of shape \(2, 4\); .*: x\[:, None\]$"
+    with pytest.raises(ValueError, match=message):
+        numbagn.group_norm(x, 2, lengths=[3, 2])
+    with pytest.raises(ValueError, match=r"^mask must have shape \(2, 1\) .*, got \(2, 4\); .*: x\[:, None\]$"):
+        numbagn.group_norm(x, 2, mask=np.ones((2, 4), bool))
+    y = numbagn.group_norm(x[:, None], 1, lengths=[3, 2])
+    assert same_bits(y, numbagn.group_norm(x[:, None], 1, mask=(x % 4 < [[3], [2]])[:, None]))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
+def test_hints_for_masks_and_lengths(dtype):
+    flags = np.ones((2, 1, 6, 5), dtype)
+    flags[1] = 0
+    with pytest.raises(TypeError, match=rf"^mask must have dtype bool, got {dtype}; use its \.astype\(bool\)$"):
+        numbagn.group_norm(X, 2, mask=flags)
+    assert not numbagn.group_norm(X, 2, mask=flags.astype(bool))[1].any()
+    for option, value, message in (
+        (
+            "mask",
+            flags.astype(bool)[:, 0],
+            r"mask must have shape .*, got \(2, 6, 5\); use its \.reshape\(2, 1, 6, 5\)",
+        ),
+        ("mask", flags.tolist(), r"mask must be a numpy\.ndarray of bool, got .*; convert it with numpy\.asarray"),
+        (
+            "mask",
+            np.ma.array(flags),
+            r"mask must be a numpy\.ndarray of bool, got .*; use its \.filled\(\.\.\.\) or its \.data",
+        ),
+        (
+            "lengths",
+            [3.0, 2.0],
+            r"lengths must be .* 2 integers, got \[3\.0, 2\.0\]; use numpy\.asarray.*\.astype\(int\)",
+        ),
+        ("lengths", np.array([[3], [2]]), r"lengths must have shape \(2,\), got \(2, 1\); use its \.reshape\(2,\)"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{message}$"):
+            numbagn.group_norm(X, 2, **{option: value})
 
 
 def test_empty_batches(rng):

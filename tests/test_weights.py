@@ -141,3 +141,18 @@ def test_pickles_are_refused_and_never_run(tmp_path, capsys, kind):
     if kind != "npz":
         assert {"pickle": "is not an .npy file", "npy": "Python objects"}[kind] in error_line(capsys.readouterr().err)
     assert not (tmp_path / "boom").exists()
+
+
+def test_weights_that_do_not_fit_are_refused_and_results_that_do_not_are_infinite(tmp_path, capsys, x):
+    np.savez(tmp_path / "w.npz", weight=np.full(6, 1e300), bias=np.zeros(6))
+    arguments = (tmp_path / "in.npy", tmp_path / "out.npy", "--num-groups", 2, "--weights", tmp_path / "w.npz")
+    assert normalize(*arguments) == 2
+    message = "weight must have values that fit into float32, got 1e+300; take a wider dtype"
+    assert error_line(capsys.readouterr().err) == message
+    assert (tmp_path / "out.npy").read_bytes() == b"an old file"
+    assert normalize(*arguments, "--dtype", "float64") == 0
+    np.savez(tmp_path / "w.npz", weight=np.full(6, 1e10))
+    assert normalize(*arguments, "--dtype", "float16") == 0
+    assert capsys.readouterr().err == ""
+    y = np.load(tmp_path / "out.npy")
+    assert np.isinf(y).all()

@@ -18,9 +18,10 @@ from .. import _calls
 from .._arrays import as_array, float_row
 from .._problem import Problem, problem, shown
 from .._rows import ROWS, normalized, rows
-from ..moments import Moments, group_moments, normalize
+from ..moments import Moments, group_moments, moments_of
+from ..moments import normalize as normalize_block
 
-__all__ = ["forward"]
+__all__ = ["forward", "normalize"]
 
 Axes = tuple[int, ...]
 
@@ -47,9 +48,7 @@ def forward(
     residual: Any, out: Any, with_statistics: bool, **others: Any,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """(y, mean, rstd) of `_calls.forward` as Dask arrays. `others` are options that are not taken here."""
-    for name, value in {"out": out, **others}.items():
-        if value is not None:
-            raise TypeError(f"{name} must be None where x is a Dask array, got {shown(value)}")
+    _check_none("x", out=out, **others)
     _check_chunks("x", x)
     axes = tuple(range(x.ndim))
     C_axis: int | None = None
@@ -59,21 +58,21 @@ def forward(
     if channel_axis is ROWS:
         sizes = normalized(num_groups)
         lead = max(0, x.ndim - len(sizes))
-        _check_known(x, lead)
+        _check_known("x", x, lead)
         p: Problem = rows(np.empty((0,) * lead + x.shape[lead:], x.dtype), sizes, eps, ROWS, activation)
         kept, shapes = axes[:lead], (axes[lead:],)
         x = x.rechunk(dict.fromkeys(axes[lead:], -1))
         groups = {}
     else:
-        _check_known(x, 1)
+        _check_known("x", x, 1)
         p = problem(np.empty((0, *x.shape[1:]), x.dtype), num_groups, eps, channel_axis, activation)
         if p.C * p.S == 0:
             zeros = da.zeros((x.shape[0], p.G), chunks=(x.chunks[0], p.G))
             return da.empty(x.shape, p.result, chunks=x.chunks), zeros, zeros
         C_axis, sizes = p.channel_axis, (p.C // p.G,)
         kept, shapes = (0, C_axis), ((C_axis,), (0, C_axis))
-        x = x.rechunk({C_axis: _between_groups(x.chunks[C_axis], *sizes)})
-        groups = {C_axis: tuple(size // sizes[0] for size in x.chunks[C_axis])}  # the chunks of an array of groups
+        x, of_groups = _whole_groups(x, C_axis, *sizes)
+        groups = {C_axis: of_groups}
     operands: dict[str, tuple[Any, Axes]] = {}
     for name, value, kinds in (
         ("weight", weight, shapes), ("bias", bias, shapes), ("skip", skip, (axes,)), ("residual", residual, (axes,)),
@@ -105,6 +104,27 @@ def forward(
     return y, moments[..., 1], _blocks(_rstd, call, kept, moments, (*kept, field), dtype=np.float64)
 
 
+def normalize(
+    chunk: Any, m: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, activation: Any, out: Any
+) -> Any:  # fmt: skip
+    """What `numbagn.normalize` makes of a Dask array: each chunk by its part of the moments."""
+    _check_none("chunk", out=out)
+    _check_chunks("chunk", chunk)
+    _check_known("chunk", chunk, 0)
+    p = problem(np.empty((0, *chunk.shape[1:]), chunk.dtype), 1, eps, channel_axis, activation, "chunk")
+    moments = moments_of(m, chunk.shape[0], p.C)
+    if chunk.size == 0:
+        return da.empty(chunk.shape, p.result, chunks=chunk.chunks)
+    axis, group_size, axes = p.channel_axis, p.C // moments.mean.shape[1], tuple(range(chunk.ndim))
+    chunk, of_groups = _whole_groups(chunk, axis, group_size)
+    kinds = ((axis,), (0, axis))
+    given = {name: _operand(name, v, chunk, kinds) for name, v in (("weight", weight), ("bias", bias)) if v is not None}
+    call = Call((group_size,), axis, p.eps, activation, p.result, tuple(given))
+    stacked = da.from_array(np.stack(moments, axis=-1), (chunk.chunks[0], of_groups, 3))
+    beside = [part for pair in given.values() for part in pair]
+    return _blocks(_normalized, call, axes, chunk, axes, stacked, (0, axis, chunk.ndim), *beside, dtype=p.result)
+
+
 def _blocks(function: Any, first: Any, axes: Axes, *arrays: Any, dtype: Any, **options: Any) -> Any:
     """`function(first, *blocks)` for each block of an array with these axes; axes it lacks are put together before."""
     return da.blockwise(
@@ -120,9 +140,23 @@ def _check_chunks(name: str, array: Any) -> None:
         raise TypeError(f"{name} must have chunks of numpy.ndarray, got {kind.__module__}.{kind.__qualname__}")
 
 
-def _check_known(x: Any, lead: int) -> None:
+def _check_none(lead: str, **options: Any) -> None:
+    """Refuse options that are not taken here."""
+    for name, value in options.items():
+        if value is not None:
+            raise TypeError(f"{name} must be None where {lead} is a Dask array, got {shown(value)}")
+
+
+def _check_known(name: str, x: Any, lead: int) -> None:
     if any(math.isnan(size) for size in x.shape[lead:]):
-        raise ValueError(f"x must have known sizes after axis {lead - 1}, got {x.shape}; use compute_chunk_sizes()")
+        where = f" after axis {lead - 1}" if lead else ""
+        raise ValueError(f"{name} must have known sizes{where}, got {x.shape}; use compute_chunk_sizes()")
+
+
+def _whole_groups(x: Any, axis: int, group_size: int) -> tuple[Any, tuple[int, ...]]:
+    """x in chunks that cut no group of channels, and the chunks along the axis of an array of its groups."""
+    x = x.rechunk({axis: _between_groups(x.chunks[axis], group_size)})
+    return x, tuple(size // group_size for size in x.chunks[axis])
 
 
 def _between_groups(chunks: tuple[int, ...], group_size: int) -> tuple[int, ...]:
@@ -196,11 +230,11 @@ def _normalized(call: Call, x: np.ndarray, moments: np.ndarray, *operands: np.nd
     x = _sum(x, given.get("skip"))
     y: np.ndarray
     if residual is None:
-        y = normalize(x, m, weight, bias, call.eps, channel_axis=axis, activation=call.activation)
+        y = normalize_block(x, m, weight, bias, call.eps, channel_axis=axis, activation=call.activation)
     else:
-        y = normalize(x.astype(np.float64), m, weight, bias, call.eps, channel_axis=axis)
+        y = normalize_block(x.astype(np.float64), m, weight, bias, call.eps, channel_axis=axis)
         as_it_is = Moments(np.ones_like(m.mean), np.zeros_like(m.mean), np.ones_like(m.mean))
-        y = normalize(_sum(y, residual), as_it_is, eps=0.0, channel_axis=axis, activation=call.activation)
+        y = normalize_block(_sum(y, residual), as_it_is, eps=0.0, channel_axis=axis, activation=call.activation)
     with np.errstate(all="ignore"):
         return y.astype(call.dtype, copy=False)
 

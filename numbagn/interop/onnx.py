@@ -24,7 +24,8 @@ PER_CHANNEL_SINCE = 21
 def _normalize(x: Any, num_groups: int, scale: Any, bias: Any, epsilon: float, stash_type: int | None) -> Any:
     if stash_type == TensorProto.DOUBLE and x.dtype != np.float64:
         y, mean, rstd = group_norm_forward(x.astype(np.float64), num_groups, scale, bias, epsilon)
-        return y.astype(x.dtype), mean, rstd
+        with np.errstate(all="ignore"):
+            return y.astype(x.dtype), mean, rstd
     return group_norm_forward(x, num_groups, scale, bias, epsilon)
 
 
@@ -66,7 +67,8 @@ class LayerNormalization(OpRun):  # type: ignore[misc]
             x.reshape(rows, columns), 1, parameter(scale), parameter(bias), epsilon, stash_type
         )  # fmt: skip
         kind = helper.tensor_dtype_to_np_dtype(stash_type)
-        return y.reshape(x.shape), *(s.astype(kind).reshape(outer + (1,) * len(inner)) for s in statistics)
+        with np.errstate(all="ignore"):
+            return y.reshape(x.shape), *(s.astype(kind).reshape(outer + (1,) * len(inner)) for s in statistics)
 
 
 OPS = [GroupNormalization, InstanceNormalization, LayerNormalization]

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from .. import _schedule
 from .._dtypes import STORED
-from .._problem import walk
+from .._problem import spread, walk
 from .._schedule import first_work, last_work
 from .callees import CALLEE
 from .compiled import entry
@@ -30,6 +30,7 @@ from .scheduled import WORK_FIELDS
 from .vectors import code
 
 jitable = register_jitable(**CALLEE)
+jitable(spread)
 jitable(walk)
 PARTS_AT, SLOT_AT = map(_schedule.WORK.index, ("PARTS", "SLOT"))
 # A stride larger than any.
@@ -200,6 +201,8 @@ def _result(x, out):
     def checked(x, out):
         if out.shape != x.shape:
             raise ValueError("out must have x's shape")
+        if out.size > 0 and not spread(out.shape, out.strides, out.itemsize):
+            raise ValueError("out must have strides that keep its elements apart")
         return out
 
     return checked
