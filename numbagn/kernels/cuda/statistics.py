@@ -23,6 +23,9 @@ EXTREMES = {
     "float32": (2.0**-60, 2.0**-64, 2.0**60, 2.0**64),
     "float64": (2.0**-500, 2.0**-512, 2.0**500, 2.0**512),
 }
+# accumulator: (a mean above which a group with so large a 1 / std is constant, so that nothing need be scaled; the
+# largest factor of differences, which leaves room for large weights and is passed in constant groups alone)
+MOST = {"float32": (2.0**60, 2.0**96), "float64": (2.0**500, 2.0**900)}
 # With an eps from this on, variances too small for float32 sums do not matter.
 EPS_COVERS = {"float32": 1e-12, "float64": 1e-200}
 # What a block keeps for each group or channel: -mean and what it lacks, scaled; 1 / std; the scale.
@@ -71,18 +74,21 @@ def write_coefficients(acc):
     """A function (shared array, place, mean, what mean lacks, rstd) that leaves there what `centred` takes."""
     scalar = ACC[acc]
     low, down, high, up = EXTREMES[acc]
+    most_mean, most_factor = MOST[acc]
 
     @device
     def write(shared, place, mean, low_mean, rstd):
         scale = 1.0
         if 0.0 < rstd < low:
             scale = down
-        elif rstd > high:
+        elif rstd > high and abs(mean) < most_mean:
             scale = up
-        near = scalar(mean)
+        near, factor = scalar(mean), rstd / scale
+        if most_factor < factor < math.inf:
+            factor = most_factor
         shared[place + SHIFT] = scalar(-near * scale)
         shared[place + LACK] = scalar(((mean - near) + low_mean) * scale)
-        shared[place + RSTD] = scalar(rstd / scale)
+        shared[place + RSTD] = scalar(factor)
         shared[place + SCALE] = scalar(scale)
 
     return write
