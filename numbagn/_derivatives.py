@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._arrays import in_kind
 from ._calls import backward, forward
 from ._problem import Problem, operand, parameter, problem, statistics
 from ._recycling import array_like
@@ -48,6 +49,8 @@ def tangent(
     activation: Any, residual: Any = None, dresidual: Any = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """(y, dy) of `numbagn.group_norm_jvp`, with a residual and its tangent if given."""
+    if type(x) is not np.ndarray:
+        return in_kind(tangent, locals(), public="group_norm_jvp")
     p = problem(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
     dw, db = _like("dweight", parameter("dweight", dweight, p), w), _like("dbias", parameter("dbias", dbias, p), b)
@@ -250,6 +253,8 @@ def double_backward(
     ddbias: Any, channel_axis: Any, activation: Any, skip: Any, residual: Any, ddresidual: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """(grad_dy, grad_x, grad_weight, grad_bias) of `numbagn.group_norm_double_backward`, and grad_residual."""
+    if type(x) is not np.ndarray:
+        return in_kind(double_backward, locals(), public="group_norm_double_backward")
     inputs = _inputs(x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual)
     p = inputs.p
     upstream = _required("dy", dy, p)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ._arrays import in_memory
 from ._derivatives import double_backward, tangent
 
 __all__ = ["group_norm_double_backward", "group_norm_jvp"]
@@ -69,7 +68,6 @@ def group_norm_jvp(
     >>> dy[0, 0].round(3)
     array([ 0.255, -0.145, -0.109, -0.073], dtype=float32)
     """
-    in_memory("group_norm_jvp", "x", x)
     return tangent(x, dx, num_groups, weight, bias, eps, dweight, dbias, channel_axis, activation)
 
 
@@ -158,7 +156,6 @@ def group_norm_double_backward(
     >>> grad_x[0, 0].round(4)
     array([0.119 , 0.0879, 0.0631, 0.0335])
     """
-    in_memory("group_norm_double_backward", "x", x)
     return double_backward(
         ddx, dy, x, mean, rstd, num_groups, weight, bias, ddweight, ddbias, channel_axis, activation, skip, residual,
         ddresidual,
