@@ -79,7 +79,8 @@ def group_norm(
     eps)``, mean and (biased) variance over the C / G channels of a group and all positions [1]_.
 
     The statistics are as good as float64 ones, whatever the dtype, layout and offset of x. A group that holds NaN or an
-    infinity becomes NaN, no other does; a constant group becomes the bias, also with ``eps=0``. The bits of the result
+    infinity becomes NaN, no other does; a constant group becomes the bias, also with ``eps=0``; where `skip` cancels most
+    of x, nothing is lost that x + skip in float64 would keep. The bits of the result
     do not depend on the number of threads, on the other samples of the batch, or on `out`.
 
     Arrays of other libraries in CPU memory are taken wherever arrays are, without a copy: tensors of torch that require
