@@ -42,8 +42,7 @@ def kernels(name: str) -> ModuleType:
     """The module of kernels of this name."""
     with _undisturbed():
         module = import_module(f".kernels.{name}", __package__)
-        from numba.core.compiler_lock import global_compiler_lock
-        from numba.core.registry import cpu_target
+        from .kernels.numba_names import cpu_target, global_compiler_lock
 
         with global_compiler_lock:
             cpu_target.target_context.refresh()

@@ -7,9 +7,8 @@ the kernels only when a function calls `group_norm`.
 from typing import Any
 
 import numpy as np
-from numba.core import types
-from numba.core.errors import TypingError
-from numba.core.extending import overload
+from numba import TypingError, types
+from numba.extending import overload
 
 from ._problem import ACTIVATIONS
 from .functional import group_norm

@@ -6,10 +6,10 @@ without the rest kernels compile in two thirds of the time.
 """
 
 from numba import njit
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import register_pass
-from numba.core.typed_passes import NativeLowering
+
+from .numba_names import (
+    CompilerBase, DefaultPassBuilder, JITCodeLibrary, NativeLowering, data_layout, linked_libraries, register_pass,
+)  # fmt: skip
 
 __all__ = ["CALLEE", "OPTIONS", "device", "inlined", "libraries"]
 
@@ -22,7 +22,7 @@ class _Library(JITCodeLibrary):
     """The code of a callee alone; whoever calls it links those that it calls, too."""
 
     def _optimize_functions(self, ll_module):
-        ll_module.data_layout = self._codegen._data_layout
+        ll_module.data_layout = data_layout(self)
 
     def finalize(self):
         self._finalized = True
@@ -30,7 +30,7 @@ class _Library(JITCodeLibrary):
 
 def libraries(library):
     """What the caller of a callee must link."""
-    return [library, *library._linking_libraries]
+    return [library, *linked_libraries(library)]
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)

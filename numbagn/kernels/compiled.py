@@ -10,12 +10,12 @@ import time
 import warnings
 
 from numba import njit, typeof
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.extending import overload
+from numba.extending import overload
 
 from .._threads import at_fork
 from .callees import CALLEE, OPTIONS
 from .formulas import ACTIVATIONS
+from .numba_names import code_of, entry_point, global_compiler_lock, set_cache
 from .vectors import Code
 
 PACKAGE = __package__.partition(".")[0]
@@ -59,8 +59,8 @@ at_fork(
 SOURCES = (
     "cache", "callees", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry",
     "moments", "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
-    "backward_last", "backward_rows", "inside", "links", "padding", "scheduled",
-    "sharing",
+    "backward_last", "backward_rows", "inside", "links", "numba_caching", "numba_names",
+    "padding", "scheduled", "sharing",
 )  # fmt: skip
 
 
@@ -107,8 +107,7 @@ def entry(make=None, *, parallel=False):
     def kernel(arguments, *key):
         if key not in ready:
             # the compiled function itself: Numba's dispatcher would look at the types of all arguments at each call
-            (overload,) = dispatcher(tuple(map(typeof, arguments)), *key).overloads.values()
-            ready[key] = overload.entry_point
+            ready[key] = entry_point(code_of(dispatcher(tuple(map(typeof, arguments)), *key)))
         return ready[key]
 
     kernel.dispatcher, kernel.ready = dispatcher, ready
@@ -125,7 +124,7 @@ def _compile(function, parallel, signature):
         try:
             from .cache import KernelCache  # here, since it is made of what Numba keeps to itself and may change
 
-            jitted._cache = KernelCache(function, faults.append)
+            set_cache(jitted, KernelCache(function, faults.append))
             jitted.compile(signature)
         except Exception as fault:  # a disk that is full or cannot be written, a file like no other
             faults.append(fault)
