@@ -7,11 +7,14 @@ without the rest kernels compile in two thirds of the time.
 
 from numba import njit
 
+from .._loading import need_compiler
 from .numba_names import (
     CompilerBase, DefaultPassBuilder, JITCodeLibrary, NativeLowering, data_layout, linked_libraries, register_pass,
 )  # fmt: skip
 
 __all__ = ["CALLEE", "OPTIONS", "device", "inlined", "libraries"]
+
+need_compiler()  # every module of kernels imports this one, and none of them can be made without
 
 # No fastmath flag: see vectors; said in so many words, since what is compiled for a user's function inherits that
 # function's flags where it has none of its own. NumPy's error model: no test for zero at each division.

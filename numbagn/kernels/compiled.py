@@ -12,10 +12,11 @@ import warnings
 from numba import njit, typeof
 from numba.extending import overload
 
+from .._loading import need_compiler
 from .._threads import at_fork
 from .callees import CALLEE, OPTIONS
 from .formulas import ACTIVATIONS
-from .numba_names import code_of, entry_point, global_compiler_lock, set_cache
+from .numba_names import Unfit, code_of, entry_point, global_compiler_lock, set_cache
 from .vectors import Code
 
 PACKAGE = __package__.partition(".")[0]
@@ -115,6 +116,7 @@ def entry(make=None, *, parallel=False):
 
 
 def _compile(function, parallel, signature):
+    need_compiler()
     started = time.perf_counter()
     jitted = njit(function, parallel=parallel, **OPTIONS)
     if os.environ.get("NUMBAGN_CACHE", "1") == "0":
@@ -149,6 +151,8 @@ def _tell_fault(fault):
     if isinstance(fault, RuntimeError):  # Numba found no folder to keep a cache in
         reason = "there is no folder to keep compiled kernels in, so each process compiles them anew"
         cure = "Set NUMBA_CACHE_DIR to a private writable folder, or NUMBAGN_CACHE=0."
+    elif isinstance(fault, Unfit):  # this release of Numba has another cache
+        reason, cure = "compiled kernels are not kept, so each process compiles them anew", f"{fault}."
     else:
         reason = f"the cache of compiled kernels cannot be used ({type(fault).__name__}: {fault})"
         cure = "Compiled anew; where this comes again, delete its files or set NUMBA_CACHE_DIR to a private folder."

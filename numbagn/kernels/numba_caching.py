@@ -1,4 +1,4 @@
-"""What the cache of kernels takes of Numba's, which promises nothing about these names; see `numba_names`."""
+"""What the cache of kernels takes of Numba's own, which promises nothing about these names, as in `numba_names`."""
 
 from .numba_names import check, part, unfit
 

@@ -8,20 +8,24 @@ do without a cache.
 import numba
 
 __all__ = [
-    "AbstractTemplate", "CompilerBase", "DefaultPassBuilder", "JITCodeLibrary", "NativeLowering", "address", "cgutils",
-    "check", "code_of", "cpu_target", "data_layout", "entry_point", "global_compiler_lock", "impl_ret_borrowed",
-    "impl_ret_new_ref", "infer", "infer_global", "linked_libraries", "populate_array", "register_pass", "set_cache",
-    "signature", "tuple_setitem", "unfit",
+    "AbstractTemplate", "CompilerBase", "DefaultPassBuilder", "JITCodeLibrary", "NativeLowering", "Unfit", "address",
+    "cgutils", "check", "code_of", "cpu_target", "data_layout", "entry_point", "global_compiler_lock",
+    "impl_ret_borrowed", "impl_ret_new_ref", "infer", "infer_global", "linked_libraries", "parallel", "part",
+    "populate_array", "register_pass", "set_cache", "signature", "tuple_setitem", "unfit",
 ]  # fmt: skip
 
 # The oldest and the newest release that the tests are run with.
 OLDEST, NEWEST, NEXT = "0.61", "0.68", "0.69"
 
 
+class Unfit(ImportError):
+    """A release of Numba that lacks something."""
+
+
 def unfit(what):
-    """The error for a release of Numba that lacks something; `what` is a sentence about it, or Python's own error."""
+    """The error for it; `what` is a sentence about what is missing, or Python's own error."""
     what = str(what).partition(" (")[0]  # without the path of Numba's module
-    return ImportError(
+    return Unfit(
         f"numbagn cannot use Numba {numba.__version__}: {what}; it is tested with Numba {OLDEST} to {NEWEST}: "
         f"pip install 'numba>={OLDEST},<{NEXT}'"
     )
@@ -56,6 +60,7 @@ try:
     from numba.core.typing.templates import AbstractTemplate, infer, infer_global, signature
     from numba.cpython.unsafe.tuple import tuple_setitem
     from numba.np.arrayobj import populate_array
+    from numba.np.ufunc import parallel
 except ImportError as fault:
     raise unfit(fault) from fault
 
@@ -75,6 +80,7 @@ check(
         Flags: ("no_compile",),
         JITCodeLibrary: ("_optimize_functions", "finalize", "get_pointer_to_function"),
         NativeLowering: ("run_pass",),
+        parallel: ("_backend_init_process_lock", "_backend_init_thread_lock"),
     }
 )  # fmt: skip
 
