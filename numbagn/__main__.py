@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{err.filename}: {err.strerror}" if err.filename and err.strerror else err.strerror or str(err))
     except MemoryError as err:
         return _fail(f"out of memory: {err}" if str(err) else "out of memory")
-    except (ValueError, TypeError, ImportError) as err:
+    except (ValueError, TypeError, ImportError, RuntimeError) as err:
         return _fail(str(err))
     except Exception as err:
         return _fail(f"unexpected {type(err).__name__}: {err}")

@@ -13,7 +13,18 @@ from functools import cache
 from importlib import import_module
 from types import FrameType, ModuleType
 
-__all__ = ["kernels"]
+__all__ = ["kernels", "need_compiler"]
+
+
+def need_compiler() -> None:
+    """Refuse where Numba is told to compile nothing; before anything is loaded, so that the next call says the same."""
+    from numba import config
+
+    if config.DISABLE_JIT:
+        raise RuntimeError(
+            "numbagn cannot run with Numba's compiler disabled, since its kernels use vectors that only compiled code "
+            "has: unset NUMBA_DISABLE_JIT (or numba.config.DISABLE_JIT), or use numbagn.reference, plain NumPy"
+        )
 
 
 @contextmanager
@@ -42,8 +53,7 @@ def kernels(name: str) -> ModuleType:
     """The module of kernels of this name."""
     with _undisturbed():
         module = import_module(f".kernels.{name}", __package__)
-        from numba.core.compiler_lock import global_compiler_lock
-        from numba.core.registry import cpu_target
+        from .kernels.numba_names import cpu_target, global_compiler_lock
 
         with global_compiler_lock:
             cpu_target.target_context.refresh()

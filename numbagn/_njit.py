@@ -1,16 +1,17 @@
 """`group_norm` inside users' functions compiled by Numba.
 
 Numba imports this module before it first compiles anything (the entry point `numba_extensions` of the package), and
-the kernels only when a function calls `group_norm`.
+the kernels only when a function calls `group_norm`. Of Numba it takes documented names alone: where a release does not
+fit the kernels, functions that do not call `group_norm` are none the worse for numbagn.
 """
 
 from typing import Any
 
 import numpy as np
-from numba.core import types
-from numba.core.errors import TypingError
-from numba.core.extending import overload
+from numba import TypingError, types
+from numba.extending import overload
 
+from ._loading import need_compiler
 from ._problem import ACTIVATIONS
 from .functional import group_norm
 
@@ -47,6 +48,7 @@ def _group_norm(
 
     The options can be given by position, too: Numba's overloads know no others.
     """
+    need_compiler()
     _array("x", x)
     if x.ndim < 2:
         raise TypingError(f"x must have at least 2 dimensions (N, C, ...), got {x.ndim}")

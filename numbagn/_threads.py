@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
@@ -38,21 +39,37 @@ def at_fork(**hooks: Callable[[], object]) -> None:
         os.register_at_fork(**hooks)
 
 
+def _give_lock() -> None:
+    """Give Numba the lock between processes under which it starts its threads.
+
+    It would make one by multiprocessing's start method, and so fix that method, which is the user's to choose. This
+    lock is of the method that would be fixed, by its name.
+    """
+    import multiprocessing
+
+    from .kernels.numba_names import parallel
+
+    with parallel._backend_init_thread_lock:
+        if parallel._backend_init_process_lock:
+            return
+        method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        lock: Any = nullcontext()
+        if method != "spawn" or sys.platform == "win32":  # as Numba does
+            with suppress(ImportError, OSError):  # no semaphores here: Numba does without, too
+                lock = multiprocessing.get_context(method).RLock()
+        parallel._backend_init_process_lock = lock
+
+
 @lru_cache(maxsize=1)
 def limit() -> int:
     """The most threads a kernel of this process may use; the first call starts Numba's threads."""
-    import multiprocessing
-
     import numba
 
     visible = int(numba.config.NUMBA_NUM_THREADS)
     if visible == 1 or _serial:
         return 1
-    # the start of the threads asks for multiprocessing's start method, which fixes it for the user
-    method = multiprocessing.get_start_method(allow_none=True)
+    _give_lock()
     numba.get_num_threads()
-    if method is None:
-        multiprocessing.set_start_method(None, force=True)
     layer = numba.threading_layer()
     if layer == "workqueue" or (layer == "omp" and _allowance() < visible):
         return 1
@@ -113,6 +130,17 @@ def _allowance() -> float:
     return share if share > 0 else float("inf")
 
 
+def _layer() -> str | None:
+    """Numba's threading layer, None where its threads have not started; nothing is imported for that."""
+    ask = getattr(sys.modules.get("numba"), "threading_layer", None)  # None while it is being imported
+    if ask is None:
+        return None
+    try:
+        return str(ask())
+    except ValueError:
+        return None
+
+
 def _before_fork() -> None:
     global _forks_from_main
     _forks_from_main = threading.current_thread() is threading.main_thread()
@@ -120,8 +148,7 @@ def _before_fork() -> None:
 
 def _in_child() -> None:
     global _serial
-    parallel = sys.modules.get("numba.np.ufunc.parallel")
-    layer = getattr(parallel, "_threading_layer", None)
+    layer = _layer()
     _serial = _serial or layer == "omp" or (layer == "tbb" and not _forks_from_main)
     limit.cache_clear()
 

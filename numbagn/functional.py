@@ -78,10 +78,10 @@ def group_norm(
     ``y = activation((x + skip - mean) * rstd * weight + bias + residual)`` with ``rstd = 1 / sqrt(var +
     eps)``, mean and (biased) variance over the C / G channels of a group and all positions [1]_.
 
-    The statistics are as good as float64 ones, whatever the dtype, layout and offset of x, and whatever `skip` adds to it
-    or cancels. A group that holds NaN or an infinity becomes NaN, no other does; a constant group becomes the bias, also
-    with ``eps=0``. The bits of the result do not depend on the number of threads, on the other samples of the batch, or
-    on `out`.
+    The statistics are as good as float64 ones, whatever the dtype, layout and offset of x, and whatever `skip` adds to
+    it or cancels. A group that holds NaN or an infinity becomes NaN, no other does; a constant group becomes the bias,
+    also with ``eps=0``. The bits of the result do not depend on the number of threads, on the other samples of the
+    batch, or on `out`.
 
     Arrays of other libraries in CPU memory are taken wherever arrays are, without a copy: tensors of torch that require
     no gradients, arrays of JAX (not as `out`), and those of any library that keeps to the array API standard. Results

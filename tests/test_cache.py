@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -227,7 +228,7 @@ def test_a_cache_that_is_read_only_is_read(use, monkeypatch):
         raise PermissionError("read only")
 
     assert use() == ("compiled", [])
-    monkeypatch.setattr(kernel_cache.caching.tempfile, "TemporaryFile", read_only)  # how Numba tries a folder
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)  # how Numba tries a folder
     assert use() == ("loaded", [])
 
 

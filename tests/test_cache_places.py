@@ -69,14 +69,14 @@ def zip_package(folder):
     return folder / "site.zip"
 
 
-def run(site, home, *flags, code=PROGRAM, prefix=(), **variables):
+def run(site, home, *flags, code=PROGRAM, prefix=(), cwd="/", **variables):
     """Run the program with the package at `site`, and nowhere to keep anything but there, at `home`, or as told."""
     unset = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "NUMBAGN_CACHE")
     env = {k: v for k, v in os.environ.items() if k not in unset}
     env |= {"PYTHONPATH": str(site), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"} | variables
     argv = [*prefix, sys.executable, *flags, "-c", code]
     # not from here, where the package may be imported from
-    done = subprocess.run(argv, env=env, cwd="/", capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, env=env, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout)
 
@@ -171,6 +171,67 @@ def test_numba_cache_dir_that_cannot_be_written_falls_back_to_the_home(site, hom
     place = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "x", "nowhere": NOWHERE}[fault]
     assert run(site, home, NUMBA_CACHE_DIR=str(place)) == COMPILED
     assert run(site, home, NUMBA_CACHE_DIR=str(place)) == LOADED
+
+
+def test_a_relative_numba_cache_dir(site, tmp_path):
+    """It is made where the process is when it needs the first kernel, and stays there when the process goes on."""
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    there.mkdir(), elsewhere.mkdir()
+    code = PROGRAM + f"import os; os.chdir({str(elsewhere)!r}); small((x,), 3, 0)(x)\n"
+    for folder in ("kc", "a/b/", "."):
+        assert run(site, NOWHERE, code=code, cwd=there, NUMBA_CACHE_DIR=folder) == COMPILED
+        assert kept(there / folder) == [".nbc", ".nbc", ".nbi", ".nbi"]
+        assert run(site, NOWHERE, code=code, cwd=there, NUMBA_CACHE_DIR=folder) == LOADED
+        shutil.rmtree(there), there.mkdir()
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_relative_numba_cache_dir_where_there_is_no_folder_any_more(site, home, tmp_path):
+    code = "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n" + PROGRAM
+    assert run(site, home) == COMPILED  # there Numba itself cannot compile
+    assert run(site, home, code=code, cwd=tmp_path, NUMBA_CACHE_DIR="kc") == LOADED
+
+
+# Users whose folder for caches is no folder: one without a home, as in a container run with an id that is nobody's.
+HOMELESS = {
+    "no entry": """
+import os, pwd
+del os.environ["HOME"]
+def nobody(uid):
+    raise KeyError(uid)
+pwd.getpwuid = nobody
+""",
+    "a relative home": "import os; os.environ['HOME'] = 'here'\n",
+    "a relative folder for caches": "import os; os.environ['XDG_CACHE_HOME'] = 'here'\n",
+    "an empty folder for caches": "import os; os.environ['XDG_CACHE_HOME'] = ''\n",
+}
+# As where nothing can be written: this is how Numba tries a folder.
+READ_ONLY = """
+import tempfile
+def refuse(*args, **kwargs):
+    raise PermissionError(13, "Permission denied")
+tempfile.TemporaryFile = refuse
+"""
+
+
+@posix
+@pytest.mark.parametrize("user", HOMELESS)
+@pytest.mark.parametrize("place", ["beside the sources", "NUMBA_CACHE_DIR", "zip"])
+def test_a_user_without_a_home_reads_what_was_made_ready(tmp_path, site, user, place):
+    """And where nothing is ready compiles with one warning, and makes no folder in whatever folder the process is."""
+    if place == "beside the sources":
+        (site / "numbagn" / "kernels" / "__pycache__").unlink()
+    if place == "zip":
+        site = zip_package(tmp_path)
+    there = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} if place == "NUMBA_CACHE_DIR" else {}
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    code = HOMELESS[user] + READ_ONLY + PROGRAM
+    assert compiled_with_a_warning(run(site, NOWHERE, code=code, cwd=cwd, **there))
+    if place != "zip":  # Numba keeps nothing beside an archive
+        assert run(site, NOWHERE, **there) == COMPILED
+        assert run(site, NOWHERE, code=code, cwd=cwd, **there) == LOADED
+    assert list(cwd.iterdir()) == []
 
 
 def test_zip_archive(tmp_path, home):

@@ -1,6 +1,7 @@
 """Threads and forks, each in a process of its own with a time limit: right bits, no abort, no hang."""
 
 import math
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -189,6 +190,55 @@ multiprocessing.set_start_method("spawn")
 print(multiprocessing.get_start_method())
 """
     assert run(code) == ["spawn"]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_start_method_chosen_while_numba_starts_its_threads_is_kept(moment):
+    """Before or after, as another thread comes to it."""
+    code = f"""
+import multiprocessing
+from numbagn import _threads
+start = numba.get_num_threads
+def chosen(moment):
+    if moment == {moment!r}:
+        chooser = threading.Thread(target=multiprocessing.set_start_method, args=("spawn",))
+        chooser.start()
+        chooser.join()
+def slowly():
+    chosen("before")
+    threads = start()
+    chosen("after")
+    return threads
+numba.get_num_threads = slowly
+_threads.limit()
+numba.get_num_threads = start
+print(multiprocessing.get_start_method(allow_none=True), right())
+"""
+    assert run(code) == ["spawn", "True"]
+
+
+@pytest.mark.parametrize("method", [None, *multiprocessing.get_all_start_methods()])
+def test_the_start_of_the_threads_leaves_the_start_method_as_it_was(method):
+    code = f"""
+import multiprocessing
+if {method!r}:
+    multiprocessing.set_start_method({method!r})
+assert right()
+print(multiprocessing.get_start_method(allow_none=True), numba.threading_layer())
+"""
+    assert run(code) == [str(method), "omp"]
+
+
+def test_threads_start_where_the_system_has_no_semaphores():
+    """As in a container without /dev/shm."""
+    code = """
+import multiprocessing.synchronize
+def refuse(*args, **kwargs):
+    raise FileNotFoundError(2, "No such file or directory")
+multiprocessing.synchronize.RLock = refuse
+print(right(), multiprocessing.get_start_method(allow_none=True), numba.threading_layer())
+"""
+    assert run(code) == ["True", "None", "omp"]
 
 
 def test_a_small_call_starts_no_threads():

@@ -6,6 +6,7 @@ import sys
 import time
 from importlib.util import find_spec
 
+from .._loading import need_compiler
 from . import figure, report
 from .cases import CASE_NAMES, VARIANT_NAMES, selection
 from .groups import groups_of
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     peers = _names("--peers", options.peers, tuple(peer.name for peer in PEERS))
     threads = _threads(options.threads)
     _check_places(options)
+    need_compiler()
     begin = time.time()
     on_terminal = sys.stderr.isatty()
     rows = run_starts(

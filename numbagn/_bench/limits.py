@@ -16,9 +16,9 @@ from functools import partial
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..kernels.numba_names import cgutils
 from .task import Task
 
 LINE_BYTES = 64  # of a cache line

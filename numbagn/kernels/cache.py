@@ -1,18 +1,22 @@
 """The on-disk cache of compiled kernels: Numba's own, made safe to rely on.
 
-What Numba's lacks: a checksum (flipped bits were seen to give wrong numbers and crashes); writing damaged files anew
-(it raises the same error in every process); files that only their owner may change, and no trust in folders that others
-may change, since what is loaded is executed; reading where it cannot write, as in a container's image.
+What Numba's lacks: a checksum (flipped bits were seen to give wrong numbers and crashes, and so did whole files that
+had changed places); writing damaged files anew (it raises the same error in every process); files that only their owner
+may change, and no trust in folders that others may change, since what is loaded is executed; reading where it cannot
+write, as in a container's image; a user without a home.
 """
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import os
 import pickle
 import stat
 
-from numba.core import caching, config
+from numba import config
+
+from .numba_caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, locator
 
 __all__ = ["KernelCache"]
 
@@ -23,7 +27,9 @@ OTHERS_MAY_WRITE = 0o022
 def make_folder(path):
     """Make a folder and those above it, which others may read but not change, whatever the umask."""
     if not os.path.isdir(path):
-        make_folder(os.path.dirname(path))
+        above = os.path.dirname(path)
+        if above != path:  # a drive that is not there
+            make_folder(above)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o777 & ~OTHERS_MAY_WRITE)
 
@@ -42,9 +48,9 @@ def distrust(path):
     return None
 
 
-def _locator(name):
-    """Numba's class; before 0.62 their names began with an underscore."""
-    return getattr(caching, name, None) or getattr(caching, f"_{name}")
+# A relative path stays what it was when the first kernel was needed, wherever the process goes afterwards: its kernels
+# are in one place. (Numba makes a folder of that name wherever it comes to compile.)
+_absolute = functools.cache(os.path.abspath)
 
 
 class _Place:
@@ -62,22 +68,36 @@ class _Place:
             raise PermissionError(f"{reason}, so it cannot hold code")
 
 
-class Chosen(_Place, _locator("UserProvidedCacheLocator")):
+class _OfUser(_Place):
+    """A place in the user's home."""
+
+    def get_cache_path(self):
+        path = super().get_cache_path()
+        if not os.path.isabs(path):  # "~/.cache" of a user who has no home, a relative XDG_CACHE_HOME
+            raise FileNotFoundError(f"{path} is no folder of the user")
+        return path
+
+
+class Chosen(_Place, locator("UserProvidedCacheLocator")):
     """NUMBA_CACHE_DIR."""
 
+    def get_cache_path(self):
+        folder, name = os.path.split(super().get_cache_path())
+        return os.path.join(_absolute(folder), name)
 
-class InTree(_Place, _locator("InTreeCacheLocator")):
+
+class InTree(_Place, locator("InTreeCacheLocator")):
     """Beside the sources."""
 
     def check(self):
         """Whoever may write there may change the sources too."""
 
 
-class UserWide(_Place, _locator("UserWideCacheLocator")):
+class UserWide(_OfUser, locator("UserWideCacheLocator")):
     """The user's own folder for caches."""
 
 
-class Zipped(_Place, _locator("ZipCacheLocator")):
+class Zipped(_OfUser, locator("ZipCacheLocator")):
     """The same, for a package in a zip archive; Numba's takes the place without looking at it."""
 
     @classmethod
@@ -110,11 +130,11 @@ class ReadOnly:
         return next(readable(function, file), None)
 
 
-class _Implementation(caching.CompileResultCacheImpl):
+class _Implementation(CompileResultCacheImpl):
     _locator_classes = (Chosen, InTree, UserWide, Zipped, ReadOnly)
 
 
-class _File(caching.IndexDataCacheFile):
+class _File(IndexDataCacheFile):
     """The index and the data of one kernel in one place."""
 
     others = ()  # the same in places that are read only
@@ -123,13 +143,25 @@ class _File(caching.IndexDataCacheFile):
     def load(self, key):
         for file in (self, *self.others):
             try:
-                data = super(_File, file).load(key)
+                found = super(_File, file).load(key)
+                data = None if found is None else file._opened(key, *found)
             except Exception as fault:  # damaged and foreign files have raised errors of a dozen kinds
                 self.tell(fault)
             else:
                 if data is not None:
                     return data
         return None
+
+    def _digest(self, key, content):
+        """The checksum of what a data file holds and of what it was asked for, so that no other file can stand in."""
+        asked = self._version, self._index_name, self._source_stamp, key
+        return hashlib.sha256(repr(asked).encode() + content).digest()
+
+    def _opened(self, key, digest, content):
+        if self._digest(key, content) != digest:
+            raise ValueError(f"the code that {self._index_name} names is damaged, or of another kernel")
+        with contextlib.suppress(OSError):  # what it links to was made by other sources of ours: no damage, only old
+            return pickle.loads(content)
 
     def _load_index(self):
         index = super()._load_index()
@@ -138,23 +170,15 @@ class _File(caching.IndexDataCacheFile):
         return index
 
     def save(self, key, data):
+        content = self._dump(data)
+        sealed = self._digest(key, content), content
         try:
-            super().save(key, data)
+            super().save(key, sealed)
         except OSError:
             raise
         except Exception:  # an index that cannot be read, as `load` has told, is no loss
             self.flush()
-            super().save(key, data)
-
-    def _load_data(self, name):
-        digest, content = super()._load_data(name)
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError(f"{name} is damaged")
-        return pickle.loads(content)
-
-    def _save_data(self, name, data):
-        content = self._dump(data)
-        super()._save_data(name, (hashlib.sha256(content).digest(), content))
+            super().save(key, sealed)
 
     @contextlib.contextmanager
     def _open_for_write(self, path):
@@ -164,7 +188,7 @@ class _File(caching.IndexDataCacheFile):
             yield file
 
 
-class KernelCache(caching.FunctionCache):
+class KernelCache(FunctionCache):
     """The cache of one kernel; a RuntimeError where there is no place for it.
 
     Parameters

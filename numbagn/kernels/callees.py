@@ -6,12 +6,15 @@ without the rest kernels compile in two thirds of the time.
 """
 
 from numba import njit
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import register_pass
-from numba.core.typed_passes import NativeLowering
+
+from .._loading import need_compiler
+from .numba_names import (
+    CompilerBase, DefaultPassBuilder, JITCodeLibrary, NativeLowering, data_layout, linked_libraries, register_pass,
+)  # fmt: skip
 
 __all__ = ["CALLEE", "OPTIONS", "device", "inlined", "libraries"]
+
+need_compiler()  # every module of kernels imports this one, and none of them can be made without
 
 # No fastmath flag: see vectors; said in so many words, since what is compiled for a user's function inherits that
 # function's flags where it has none of its own. NumPy's error model: no test for zero at each division.
@@ -22,7 +25,7 @@ class _Library(JITCodeLibrary):
     """The code of a callee alone; whoever calls it links those that it calls, too."""
 
     def _optimize_functions(self, ll_module):
-        ll_module.data_layout = self._codegen._data_layout
+        ll_module.data_layout = data_layout(self)
 
     def finalize(self):
         self._finalized = True
@@ -30,7 +33,7 @@ class _Library(JITCodeLibrary):
 
 def libraries(library):
     """What the caller of a callee must link."""
-    return [library, *library._linking_libraries]
+    return [library, *linked_libraries(library)]
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)

@@ -10,12 +10,13 @@ import time
 import warnings
 
 from numba import njit, typeof
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.extending import overload
+from numba.extending import overload
 
+from .._loading import need_compiler
 from .._threads import at_fork
 from .callees import CALLEE, OPTIONS
 from .formulas import ACTIVATIONS
+from .numba_names import Unfit, code_of, entry_point, global_compiler_lock, set_cache
 from .vectors import Code
 
 PACKAGE = __package__.partition(".")[0]
@@ -59,8 +60,8 @@ at_fork(
 SOURCES = (
     "cache", "callees", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry",
     "moments", "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
-    "backward_last", "backward_rows", "inside", "links", "padding", "scheduled",
-    "sharing",
+    "backward_last", "backward_rows", "inside", "links", "numba_caching", "numba_names",
+    "padding", "scheduled", "sharing",
 )  # fmt: skip
 
 
@@ -107,8 +108,7 @@ def entry(make=None, *, parallel=False):
     def kernel(arguments, *key):
         if key not in ready:
             # the compiled function itself: Numba's dispatcher would look at the types of all arguments at each call
-            (overload,) = dispatcher(tuple(map(typeof, arguments)), *key).overloads.values()
-            ready[key] = overload.entry_point
+            ready[key] = entry_point(code_of(dispatcher(tuple(map(typeof, arguments)), *key)))
         return ready[key]
 
     kernel.dispatcher, kernel.ready = dispatcher, ready
@@ -116,6 +116,7 @@ def entry(make=None, *, parallel=False):
 
 
 def _compile(function, parallel, signature):
+    need_compiler()
     started = time.perf_counter()
     jitted = njit(function, parallel=parallel, **OPTIONS)
     if os.environ.get("NUMBAGN_CACHE", "1") == "0":
@@ -125,7 +126,7 @@ def _compile(function, parallel, signature):
         try:
             from .cache import KernelCache  # here, since it is made of what Numba keeps to itself and may change
 
-            jitted._cache = KernelCache(function, faults.append)
+            set_cache(jitted, KernelCache(function, faults.append))
             jitted.compile(signature)
         except Exception as fault:  # a disk that is full or cannot be written, a file like no other
             faults.append(fault)
@@ -150,6 +151,8 @@ def _tell_fault(fault):
     if isinstance(fault, RuntimeError):  # Numba found no folder to keep a cache in
         reason = "there is no folder to keep compiled kernels in, so each process compiles them anew"
         cure = "Set NUMBA_CACHE_DIR to a private writable folder, or NUMBAGN_CACHE=0."
+    elif isinstance(fault, Unfit):  # this release of Numba has another cache
+        reason, cure = "compiled kernels are not kept, so each process compiles them anew", f"{fault}."
     else:
         reason = f"the cache of compiled kernels cannot be used ({type(fault).__name__}: {fault})"
         cure = "Compiled anew; where this comes again, delete its files or set NUMBA_CACHE_DIR to a private folder."

@@ -9,8 +9,7 @@ import math
 
 import numpy as np
 from numba import types
-from numba.core.extending import overload, register_jitable
-from numba.cpython.unsafe.tuple import tuple_setitem
+from numba.extending import overload, register_jitable
 from numpy.lib.stride_tricks import as_strided
 
 from .. import _schedule
@@ -26,6 +25,7 @@ from .geometry import (
 )  # fmt: skip
 from .links import linked
 from .memory import line
+from .numba_names import tuple_setitem
 from .scheduled import WORK_FIELDS
 from .vectors import code
 

@@ -7,11 +7,10 @@ import hashlib
 
 from llvmlite.binding import add_symbol
 from numba import types
-from numba.core import cgutils
-from numba.core.extending import intrinsic
-from numba.core.imputils import impl_ret_new_ref
+from numba.extending import intrinsic
 
 from .compiled import PACKAGE, sources_digest
+from .numba_names import address, cgutils, code_of, impl_ret_new_ref
 
 # What is compiled into a user's function, or into what it calls, beside the kernels.
 OTHER_SOURCES = "_problem.py", "_njit.py"
@@ -31,11 +30,11 @@ class Link:
             raise OSError("a function in Numba's cache was compiled with other sources of numbagn: delete it there")
         self.kernel, self.signature, self.key = kernel, signature, key
         here = callable(key)  # what depends on the machine, which may not be the one that the caller was compiled on
-        (self.code,) = kernel.dispatcher(signature, *(key() if here else key)).overloads.values()
+        self.code = code_of(kernel.dispatcher(signature, *(key() if here else key)))
         # not Numba's name, which has a number that may be another where the kernel is compiled again
         what = f"{kernel.__name__}{key.__name__ if here else key}{signature}".encode()
         self.symbol = f"{PACKAGE}_{self.digest:x}_{hashlib.sha256(what).hexdigest()}"
-        add_symbol(self.symbol, self.code.library.get_pointer_to_function(self.code.fndesc.llvm_func_name))
+        add_symbol(self.symbol, address(self.code))
 
     def __reduce__(self):
         return Link, (self.kernel, self.signature, self.key, self.digest)

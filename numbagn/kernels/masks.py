@@ -2,12 +2,12 @@
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.extending import intrinsic
+from numba.extending import intrinsic
 
 from .callees import device
 from .kinds import I8
 from .memory import Pointer
+from .numba_names import cgutils
 from .vectors import I1
 
 # How a mask's bytes belong to values: one to each, or one to all of a row.

@@ -1,6 +1,6 @@
 """What `_schedule` shares out by the shapes alone, for compiled code."""
 
-from numba.core.extending import register_jitable
+from numba.extending import register_jitable
 
 from .. import _schedule
 from .callees import CALLEE

@@ -8,12 +8,12 @@ import functools
 
 from llvmlite import ir
 from numba import prange, types
-from numba.core import cgutils
-from numba.core.extending import intrinsic
+from numba.extending import intrinsic
 
 from .callees import libraries
 from .compiled import entry
 from .kinds import I8
+from .numba_names import address, cgutils, code_of
 from .vectors import I64
 
 # What runs one task: (its arguments, its number).
@@ -86,5 +86,4 @@ def launch(sources):
 @functools.cache
 def launcher():
     """The address of that function, which starts Numba's threads."""
-    (code,) = launch.dispatcher(SIGNATURE).overloads.values()
-    return code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
+    return address(code_of(launch.dispatcher(SIGNATURE)))

@@ -12,11 +12,9 @@ import operator
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.extending import intrinsic, models, register_model
-from numba.core.imputils import lower_builtin
-from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from .numba_names import AbstractTemplate, cgutils, infer_global, signature
 from .polynomials import CONSTANTS, POLYNOMIALS
 
 I1, I32, I64 = (ir.IntType(n) for n in (1, 32, 64))

@@ -7,13 +7,10 @@ import operator
 
 from llvmlite import ir
 from numba.cuda import types
-from numba.cuda.cudadecl import registry as typing_registry
-from numba.cuda.cudaimpl import registry as lowering_registry
-from numba.cuda.extending import intrinsic
-from numba.cuda.typing.templates import AbstractTemplate, signature
 
 from ..polynomials import CONSTANTS, POLYNOMIALS
 from .lanes import I1, I32, I64, Flags, Lanes, llvm_lanes, packed_type
+from .numba_names import AbstractTemplate, intrinsic, lowering_registry, signature, typing_registry
 
 
 def _splat(context, builder, value, from_type, lanes):

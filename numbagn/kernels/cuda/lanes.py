@@ -8,9 +8,9 @@ for NumPy.
 
 from llvmlite import ir
 from numba.cuda import types
-from numba.cuda.extending import core_models, intrinsic, register_model
 
 from .kinds import ITEMSIZE, accumulator_of
+from .numba_names import core_models, intrinsic, register_model
 
 I1, I16, I32, I64 = (ir.IntType(n) for n in (1, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
