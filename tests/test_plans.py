@@ -8,7 +8,8 @@ import pytest
 from cases import DTYPES, LAYOUTS, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _calls
+from numbagn import _calls, _operands, _schedule, _valid
+from numbagn.kernels.geometry import FIELDS
 
 
 def calls(x, dy, groups, weight, bias, activation, **out):
@@ -197,3 +198,25 @@ def test_threads_share_plans(rng, one_thread):
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+def test_forgetting_plans_forgets_all_schedules(rng, monkeypatch):
+    """Those of padded batches, too, whose samples have schedules of their own."""
+    x = normal(rng, (3, 4, 200), np.float32)
+
+    def parts():
+        shares = [_operands.shares("forward", 0, (3, 4, 2, 200), 4, True)["PARTS"]]
+        with monkeypatch.context() as inside:
+            seen = []
+            made = _valid.tables
+            inside.setattr(_valid, "tables", lambda *given: seen.append(made(*given)) or seen[-1])
+            numbagn.group_norm(x, 2, lengths=[200, 150, 100])
+        return shares + [int(dims[FIELDS.index("PARTS")]) for run in seen[0][0] for dims in run.dims]
+
+    _calls.forget_plans()
+    assert parts() == [1, 1, 1, 1]
+    monkeypatch.setattr(_schedule, "PART_ELEMENTS", 100)
+    _calls.forget_plans()
+    assert parts() == [4, 4, 3, 2]
+    monkeypatch.undo()
+    _calls.forget_plans()
