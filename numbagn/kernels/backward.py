@@ -6,7 +6,7 @@ With dz = dy * activation'(x_hat * weight + bias + residual):
     dx = rstd * (weight * dz - m1 - x_hat * m2)  dresidual = dz
 
 where m1 and m2 are the group's means of weight * dz and of weight * dz * x_hat (Wu & He 2018, by the chain rule). The
-loops work on d = (x - K) * rstd, K as in the forward pass, so nothing is lost where the mean is large against the
+loops sums on d = (x - K) * rstd, K as in the forward pass, so nothing is lost where the mean is large against the
 deviation; x_hat - d is one small number for a block.
 
 Sums per channel go to `sums`, laid out (PARTS, 2, N, C): first dz, then dz * d; settling adds the parts in order into
@@ -20,34 +20,32 @@ from .backward_last import steps_last
 from .backward_rows import steps_rows
 from .callees import inlined
 from .compiled import entry
-from .geometry import (
-    AT, BATCH, B_N, C, CHANNELS_FIRST, CHANNELS_LAST, DRES_N, DY_N, FIELD_COUNT, FIRST, G, LAST, MASK_N, N, RES_N,
-    SAMPLE, SKIP_N, SLOT, SLOTS, SINGLE_POSITION, UNITS, W_N, X_N, Y_N,
-)  # fmt: skip
+from .geometry import CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION
 from .masks import mask_pointer
 from .memory import absent, offset, pointer, values
 from .phases import steps_of_unit
 from .sharing import run_tasks
 from .vectors import code
+from .work import work_at
 
 
 @inlined
 def backward_task(
-    t, run, phase, steps, tasks, problems, dims, pdy, px, ps, pr, pdx, pdr, pm, slots, weight, bias, mean, rstd, work,
+    t, run, phase, steps, tasks, problems, dims, pdy, px, ps, pr, pdx, pdr, pm, slots, weight, bias, mean, rstd, sums,
     blocks, act,
 ):  # fmt: skip
     """Task t of a phase: over the (n, g) blocks or parts of them, or over problems, a stretch of neighbours to each."""
     low, high = t * steps // tasks, (t + 1) * steps // tasks
-    slot = offset(slots, t * dims[SLOT])
+    slot = offset(slots, t * work_at(dims, 0).slot)
     for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
-        own = offset(dims, q * FIELD_COUNT)
-        n = own[SAMPLE]
-        first, last = (low, high) if problems == 1 else (0, own[UNITS] * steps_of_unit(phase, own))
+        own = work_at(dims, q)
+        n = own.sample
+        first, last = (low, high) if problems == 1 else (0, own.units * steps_of_unit(phase, own))
         run(
-            phase, first, last, own, offset(pdy, n * own[DY_N]), offset(px, n * own[X_N]), offset(ps, n * own[SKIP_N]),
-            offset(pr, n * own[RES_N]), offset(pdx, n * own[Y_N]), offset(pdr, n * own[DRES_N]),
-            offset(pm, n * own[MASK_N]), slot, offset(weight, n * own[W_N]), offset(bias, n * own[B_N]),
-            offset(mean, n * own[G]), offset(rstd, n * own[G]), offset(work, own[AT]), offset(blocks, 2 * n * own[G]),
+            phase, first, last, own, offset(pdy, n * own.dy_n), offset(px, n * own.x_n), offset(ps, n * own.skip_n),
+            offset(pr, n * own.res_n), offset(pdx, n * own.y_n), offset(pdr, n * own.dres_n),
+            offset(pm, n * own.mask_n), slot, offset(weight, n * own.w_n), offset(bias, n * own.b_n),
+            offset(mean, n * own.G), offset(rstd, n * own.G), offset(sums, own.at), offset(blocks, 2 * n * own.G),
             act,
         )  # fmt: skip
 
@@ -56,31 +54,48 @@ def backward_task(
 def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind, activation, sources):
     """Make the backward kernel of one specialisation, as `forward_kernel` does.
 
-    It fills dx, dresidual, `work` (sums of each problem; m1 and m2 of each block; float64 totals of the sums
+    It fills dx, dresidual, `sums` (sums of each problem; m1 and m2 of each block; float64 totals of the sums
     over the samples) and the parameters' gradients: dbias, dweight.
     """
     dx_kind = RESULT_KINDS[x_kind]
 
     def backward(
-        dims, dy, x, skip, residual, dx, dresidual, weight, bias, mask, mean, rstd, work, gradients, scratch, launcher
+        dims,
+        dy,
+        x,
+        skip,
+        residual,
+        dx,
+        dresidual,
+        weight,
+        bias,
+        mask,
+        mean,
+        rstd,
+        all_sums,
+        gradients,
+        scratch,
+        launcher,
     ):
         if sources == 0:
             return
         problems, table = dims.shape[0], values(dims)
-        channels, sums = table[C], values(work)
-        totals_at = work.size - 2 * channels
-        blocks_at = totals_at - 2 * table[BATCH] * table[G]
+        work = work_at(table, 0)
+        channels = work.C
+        totals_at = all_sums.size - 2 * channels
+        sums = values(all_sums)
+        blocks_at = totals_at - 2 * work.batch * work.G
         if layout == SINGLE_POSITION:
-            blocks_at = 2 * table[UNITS] * channels
+            blocks_at = 2 * work.units * channels
         pdy, px, pdx, pm = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, dx_kind), mask_pointer(mask, mask_kind)
         ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
         if residual_kind < 0:
             pr, pdr = absent(px), absent(px)
         else:
             pr, pdr = pointer(residual, residual_kind), pointer(dresidual, residual_kind)
-        for phase in range(table[FIRST], table[LAST]):
-            steps = table[UNITS] * steps_of_unit(phase, table) if problems == 1 else problems
-            tasks = 1 if launcher == 0 else min(steps, table[SLOTS])
+        for phase in range(work.first, work.last):
+            steps = work.units * steps_of_unit(phase, work) if problems == 1 else problems
+            tasks = 1 if launcher == 0 else min(steps, work.slots)
             given = (
                 phase, steps, tasks, problems, table, pdy, px, ps, pr, pdx, pdr, pm, values(scratch), values(weight),
                 values(bias), values(mean), values(rstd), sums, offset(sums, blocks_at), code(activation),
@@ -96,11 +111,11 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
         for i in range(2 * channels):
             totals[i] = 0.0
         for q in range(problems):
-            own = offset(table, q * FIELD_COUNT)
-            rows = own[UNITS] if layout == SINGLE_POSITION else own[N]
+            own = work_at(table, q)
+            rows = own.units if layout == SINGLE_POSITION else own.N
             for n in range(rows):
                 for row in range(2):
-                    at = own[AT] + (row * rows + n) * channels
+                    at = own.at + (row * rows + n) * channels
                     for c in range(channels):
                         totals[row * channels + c] += sums[at + c]
         for i in range(2 * channels):

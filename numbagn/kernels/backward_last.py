@@ -2,10 +2,7 @@
 
 from .backward_first import settle_block
 from .callees import device
-from .geometry import (
-    B_C, B_N, C, D, DENSE, DRES_N, DRES_R, DY_N, DY_R, G, MASK_C, MASK_N, MASK_R, N, PART, PARTS, PAST,
-    PIECES, PITCH, RES_N, RES_R, ROW, RUN, S, SETTLE, SKIP_N, SKIP_R, SUM, WHOLE, WRITE, W_C, W_N, X_N, X_R, Y_N, Y_R,
-)  # fmt: skip
+from .geometry import SETTLE, SUM, WHOLE, WRITE
 from .masks import of_rows, run_of_rows, within_rows
 from .memory import accumulate, doubles_at, lanes, load, load_one, offset, splat, store_one, streamed
 from .moments import coefficients
@@ -21,17 +18,17 @@ SUMS_AT = SCALE
 
 
 @device
-def spread(dims, n, g, px, slot, weight, bias, mean, rstd):
+def spread(work, n, g, px, slot, weight, bias, mean, rstd):
     """Fill the tables ORIGIN .. BIAS for group g of sample n, and give its unit and what d lacks to x_hat."""
-    d_count, u, pitch = dims[D], n * dims[G] + g, dims[PITCH]
+    d_count, u, pitch = work.D, n * work.G + g, work.pitch
     unit, origin, factor, lack = coefficients(px, mean[u], 0.0, rstd[u])
     for c in range(g * d_count, (g + 1) * d_count):
-        w = weight[n * dims[W_N] + c * dims[W_C]]
+        w = weight[n * work.w_n + c * work.w_c]
         store_one(slot, ORIGIN * pitch + c, origin)
         store_one(slot, UNIT * pitch + c, unit)
         store_one(slot, FACTOR * pitch + c, factor)
         store_one(slot, WEIGHT * pitch + c, w)
-        store_one(slot, BIAS * pitch + c, bias[n * dims[B_N] + c * dims[B_C]] + lack * w)
+        store_one(slot, BIAS * pitch + c, bias[n * work.b_n + c * work.b_c] + lack * w)
     return unit, lack
 
 
@@ -48,15 +45,15 @@ def upstream_last(idy, ix, i_skip, ir, im, c, pdy, px, ps, pr, pm, slot, pitch, 
 
 @device
 def sum_column(
-    dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common, count, act
+    work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common, count, act
 ):
     """Add `rows` rows, each `positions` positions, of the vector at c to that column's sums."""
     a = splat(px, 0.0)
     b = a
-    pitch = dims[PITCH]
-    dy_step, x_step = positions * dims[DY_R], positions * dims[X_R]
-    skip_step, residual_step = positions * dims[SKIP_R], positions * dims[RES_R]
-    mask_step, m_step = positions * dims[MASK_R], dims[MASK_C]
+    pitch = work.pitch
+    dy_step, x_step = positions * work.dy_r, positions * work.x_r
+    skip_step, residual_step = positions * work.skip_r, positions * work.res_r
+    mask_step, m_step = positions * work.mask_r, work.mask_c
     for _ in range(rows):
         dz, d = upstream_last(
             idy + c, ix + c, i_skip + c, ir + c, im + c * m_step, c, pdy, px, ps, pr, pm, slot, pitch, common, count,
@@ -70,15 +67,15 @@ def sum_column(
 
 
 @device
-def sum_columns(dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common, act):
+def sum_columns(work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common, act):
     """`sum_column` for two whole vectors side by side."""
     a0 = splat(px, 0.0)
     b0, a1, b1 = a0, a0, a0
-    pitch, width = dims[PITCH], lanes(px)
+    pitch, width = work.pitch, lanes(px)
     c1 = c + width
-    dy_step, x_step = positions * dims[DY_R], positions * dims[X_R]
-    skip_step, residual_step = positions * dims[SKIP_R], positions * dims[RES_R]
-    mask_step, m_step = positions * dims[MASK_R], dims[MASK_C]
+    dy_step, x_step = positions * work.dy_r, positions * work.x_r
+    skip_step, residual_step = positions * work.skip_r, positions * work.res_r
+    mask_step, m_step = positions * work.mask_r, work.mask_c
     for _ in range(rows):
         dz, d = upstream_last(
             idy + c, ix + c, i_skip + c, ir + c, im + c * m_step, c, pdy, px, ps, pr, pm, slot, pitch, common, None, act
@@ -98,42 +95,42 @@ def sum_columns(dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, 
 
 
 @device
-def sum_parts_last(dims, n, low, high, pdy, px, ps, pr, pm, slot, weight, bias, mean, rstd, sums, act):
+def sum_parts_last(work, n, low, high, pdy, px, ps, pr, pm, slot, weight, bias, mean, rstd, sums, act):
     """Sums per channel over parts low .. high - 1 of sample n, each PART positions."""
-    c_count, channels, row, pitch = dims[C], dims[N] * dims[C], dims[ROW], dims[PITCH]
+    c_count, channels, row, pitch = work.C, work.N * work.C, work.row, work.pitch
     width, positions, common = lanes(px), row // c_count, 0.5
-    for g in range(dims[G]):
-        unit, _ = spread(dims, n, g, px, slot, weight, bias, mean, rstd)
+    for g in range(work.G):
+        unit, _ = spread(work, n, g, px, slot, weight, bias, mean, rstd)
         common = common_unit(common, unit)
     for table in range(SUMS_AT):
         repeat(offset(slot, table * pitch), c_count, row)
     by_channel = doubles_at(offset(slot, SUMS_AT * pitch))
     for k in range(low, high):
         clear(by_channel, 0, 2 * pitch)
-        r, end = k * dims[PART], min((k + 1) * dims[PART], dims[S])
+        r, end = k * work.part, min((k + 1) * work.part, work.S)
         while r < end:
             rows, length = min(ROWS_IN_REGISTERS, (end - r) // positions), row
             if rows == 0:  # the last positions do not fill a row
                 rows, length = 1, (end - r) * c_count
-            idy, ix = n * dims[DY_N] + r * dims[DY_R], n * dims[X_N] + r * dims[X_R]
-            i_skip, ir = n * dims[SKIP_N] + r * dims[SKIP_R], n * dims[RES_N] + r * dims[RES_R]
-            im, c = n * dims[MASK_N] + r * dims[MASK_R], 0
+            idy, ix = n * work.dy_n + r * work.dy_r, n * work.x_n + r * work.x_r
+            i_skip, ir = n * work.skip_n + r * work.skip_r, n * work.res_n + r * work.res_r
+            im, c = n * work.mask_n + r * work.mask_r, 0
             while c + 2 * width <= length:
                 sum_columns(
-                    dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common,
+                    work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common,
                     act,
                 )  # fmt: skip
                 c += 2 * width
             while c + width <= length:
                 sum_column(
-                    dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common,
+                    work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common,
                     None, act,
                 )  # fmt: skip
                 c += width
             if c < length:
                 count = length - c
                 sum_column(
-                    dims, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common,
+                    work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common,
                     count, act,
                 )  # fmt: skip
             r += rows * positions
@@ -145,59 +142,59 @@ def sum_parts_last(dims, n, low, high, pdy, px, ps, pr, pm, slot, weight, bias, 
 
 
 @device
-def settle_sample_last(dims, n, px, weight, mean, rstd, sums, block):
+def settle_sample_last(work, n, px, weight, mean, rstd, sums, block):
     """`settle_block` for every group of sample n."""
-    for g in range(dims[G]):
-        settle_block(dims, n, g, px, weight, mean, rstd, sums, block)
+    for g in range(work.G):
+        settle_block(work, n, g, px, weight, mean, rstd, sums, block)
 
 
 @device
-def write_pieces_last(dims, n, low, high, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act):
+def write_pieces_last(work, n, low, high, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act):
     """Pieces low .. high - 1 of sample n, each RUN positions, the last first."""
-    c_count, d_count, pitch, common = dims[C], dims[D], dims[PITCH], 0.5
-    for g in range(dims[G]):
-        u = n * dims[G] + g
+    c_count, d_count, pitch, common = work.C, work.D, work.pitch, 0.5
+    for g in range(work.G):
+        u = n * work.G + g
         r, m1, m2 = rstd[u], block[2 * u], block[2 * u + 1]
-        unit, lack = spread(dims, n, g, px, slot, weight, bias, mean, rstd)
+        unit, lack = spread(work, n, g, px, slot, weight, bias, mean, rstd)
         common = common_unit(common, unit)
         for c in range(g * d_count, (g + 1) * d_count):
-            store_one(slot, SCALE * pitch + c, weight[n * dims[W_N] + c * dims[W_C]] * r)
+            store_one(slot, SCALE * pitch + c, weight[n * work.w_n + c * work.w_c] * r)
             store_one(slot, BY_D * pitch + c, -r * m2)
             store_one(slot, CONSTANT * pitch + c, -r * (m1 + lack * m2))
     for table in range(CONSTANT + 1):
-        repeat(offset(slot, table * pitch), c_count, dims[ROW] + lanes(px))
+        repeat(offset(slot, table * pitch), c_count, work.row + lanes(px))
     for piece in range(high - 1, low - 1, -1):
-        start, stop = piece * dims[RUN], min((piece + 1) * dims[RUN], dims[S])
+        start, stop = piece * work.run, min((piece + 1) * work.run, work.S)
         r = start
         while r < stop:
             end, valid = stop, True
             if of_rows(pm):
-                end, valid = run_of_rows(pm, n * dims[MASK_N], dims[MASK_R], r, stop)
+                end, valid = run_of_rows(pm, n * work.mask_n, work.mask_r, r, stop)
             rows, length = 1, (end - r) * c_count
-            if dims[DENSE] == 0:
+            if work.dense == 0:
                 rows, length = end - r, c_count
             for row in range(r, r + rows):
-                idy, ix = n * dims[DY_N] + row * dims[DY_R], n * dims[X_N] + row * dims[X_R]
-                i_skip, ir = n * dims[SKIP_N] + row * dims[SKIP_R], n * dims[RES_N] + row * dims[RES_R]
-                idx, idr = n * dims[Y_N] + row * dims[Y_R], n * dims[DRES_N] + row * dims[DRES_R]
-                im = n * dims[MASK_N] + row * dims[MASK_R]
+                idy, ix = n * work.dy_n + row * work.dy_r, n * work.x_n + row * work.x_r
+                i_skip, ir = n * work.skip_n + row * work.skip_r, n * work.res_n + row * work.res_r
+                idx, idr = n * work.y_n + row * work.y_r, n * work.dres_n + row * work.dres_r
+                im = n * work.mask_n + row * work.mask_r
                 if valid:
                     write_span(
-                        dims, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, within_rows(pm),
+                        work, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, within_rows(pm),
                         slot, common, act,
                     )  # fmt: skip
                 else:
-                    clear_line(dims, pdx, idx, length)
-                    clear_line(dims, pdr, idr, length)
+                    clear_line(work, pdx, idx, length)
+                    clear_line(work, pdr, idr, length)
             r = end
 
 
 @device
-def write_span(dims, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, pm, slot, common, act):
+def write_span(work, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, pm, slot, common, act):
     """dx and dresidual for `length` consecutive values, as `forward_last.write_span`."""
-    width, row, pitch, m_step = lanes(px), dims[ROW], dims[PITCH], dims[MASK_C]
+    width, row, pitch, m_step = lanes(px), work.row, work.pitch, work.mask_c
     i, c = 0, 0
-    aligned, past = aligned_from(dims, pdx, idx, 0, length)
+    aligned, past = aligned_from(work, pdx, idx, 0, length)
     while i < length:
         if i >= aligned:
             last = min(length - width, i + row - 1 - c)
@@ -231,22 +228,22 @@ def write_column(
 
 
 @device
-def steps_last(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act):
+def steps_last(phase, low, high, work, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act):
     """Channels last: steps low .. high - 1 of a phase, taken together as far as they are of one sample."""
-    parts, pieces, per_sample = dims[PARTS], dims[PIECES], steps_of_unit(phase, dims)
+    parts, pieces, per_sample = work.parts, work.pieces, steps_of_unit(phase, work)
     while low < high:
         n, first = low // per_sample, low % per_sample
         count = min(high - low, per_sample - first)
         if phase in (WHOLE, SUM):
             until = parts if phase == WHOLE else first + count
-            sum_parts_last(dims, n, first, until, pdy, px, ps, pr, pm, slot, weight, bias, mean, rstd, sums, act)
+            sum_parts_last(work, n, first, until, pdy, px, ps, pr, pm, slot, weight, bias, mean, rstd, sums, act)
         if phase in (WHOLE, SETTLE):
-            settle_sample_last(dims, n, px, weight, mean, rstd, sums, block)
+            settle_sample_last(work, n, px, weight, mean, rstd, sums, block)
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
             write_pieces_last(
-                dims, n, first, until, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act
+                work, n, first, until, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act
             )
         low += count
-    if dims[PAST] != 0:
+    if work.past != 0:
         streamed()

@@ -7,10 +7,7 @@ group of a sample is walked in pieces of RUN elements, each with its share of m1
 
 from .backward_first import write_pieces_first
 from .callees import device, inlined
-from .geometry import (
-    B_C, C, D, DY_N, G, N, PART, PAST, PIECES, PITCH, RES_N, RUN, SKIP_N, SUM, UNITS, WHOLE, WRITE,
-    W_C, X_N,
-)  # fmt: skip
+from .geometry import SUM, WHOLE, WRITE
 from .memory import absent, accumulate, lanes, load, load_one, offset, prefetch, splat, store, store_one, streamed
 from .moments import CHUNK, coefficients
 from .phases import steps_of_unit
@@ -23,19 +20,19 @@ SAMPLES_TOGETHER = 16
 
 
 @device
-def sample(dims, n, g, px, mean, rstd):
+def sample(work, n, g, px, mean, rstd):
     """What a vector of group g of sample n is read with: where the sample begins, and the coefficients of x_hat.
 
     First where the sample begins that is summed next, two further on, whose memory is asked for meanwhile; the sample
     itself where there is none, or dx is not so large that it goes past the caches: (4096, 768) takes 0.87 of the time
     by it, but (1024, 1024) 1.1.
     """
-    u, ahead = n * dims[G] + g, n
-    if n + 2 < dims[N] and dims[PAST] != 0:
+    u, ahead = n * work.G + g, n
+    if n + 2 < work.N and work.past != 0:
         ahead = n + 2
     unit, origin, factor, lack = coefficients(px, mean[u], 0.0, rstd[u])
     return (
-        ahead * dims[DY_N], ahead * dims[X_N], n * dims[DY_N], n * dims[X_N], n * dims[SKIP_N], n * dims[RES_N],
+        ahead * work.dy_n, ahead * work.x_n, n * work.dy_n, n * work.x_n, n * work.skip_n, n * work.res_n,
         splat(px, unit), splat(px, origin), splat(px, factor), splat(px, lack),
     )  # fmt: skip
 
@@ -71,14 +68,14 @@ def add_vectors(
 
 
 @device
-def sum_piece(dims, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bias, act):
+def sum_piece(work, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bias, act):
     """Sums of weight * dz and of weight * dz * x_hat over channels start .. stop - 1 of one sample, then of another.
 
     dz and dz * x_hat are added to the two tables of the slot, where channel `at` stands first. Two samples together
     load and store them half as often; the order of additions is that of one after the other.
     """
-    width, second = lanes(px), dims[PITCH]
-    w_step, b_step = dims[W_C], dims[B_C]
+    width, second = lanes(px), work.pitch
+    w_step, b_step = work.w_c, work.b_c
     zero = splat(px, 0.0)
     a0_total = doubles(zero)
     a1_total, b0_total, b1_total = a0_total, a0_total, a0_total
@@ -104,11 +101,11 @@ def sum_piece(dims, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bi
 
 
 @device
-def keep_sums(dims, k, first, start, stop, slot, sums):
+def keep_sums(work, k, first, start, stop, slot, sums):
     """Add the slot's tables to channels start .. stop - 1 of unit k's sums, or begin them with it."""
     width = lanes(slot)
     for row in range(2):
-        table, into = row * dims[PITCH] - start, (row * dims[UNITS] + k) * dims[C]
+        table, into = row * work.pitch - start, (row * work.units + k) * work.C
         i = start
         while i + width <= stop:
             value = load(slot, table + i, None)
@@ -122,87 +119,87 @@ def keep_sums(dims, k, first, start, stop, slot, sums):
 
 
 @inlined
-def sum_pieces(dims, n, both, g, low, high, at, pdy, px, ps, pr, slot, weight, bias, mean, rstd, shares, act):
+def sum_pieces(work, n, both, g, low, high, at, pdy, px, ps, pr, slot, weight, bias, mean, rstd, shares, act):
     """Pieces low .. high - 1 of group g of sample n, and of the next one if `both`."""
-    per_group = dims[PIECES] // dims[G]
-    to, following = 2 * (n * dims[PIECES] + g * per_group + low), 2 * dims[PIECES]
-    one = sample(dims, n, g, px, mean, rstd)
-    two = sample(dims, n + both, g, px, mean, rstd)
+    per_group = work.pieces // work.G
+    to, following = 2 * (n * work.pieces + g * per_group + low), 2 * work.pieces
+    one = sample(work, n, g, px, mean, rstd)
+    two = sample(work, n + both, g, px, mean, rstd)
     for piece in range(low, high):
-        start = g * dims[D] + piece * dims[RUN]
-        stop = min(start + dims[RUN], (g + 1) * dims[D])
+        start = g * work.D + piece * work.run
+        stop = min(start + work.run, (g + 1) * work.D)
         if both:
-            a0, a1, b0, b1 = sum_piece(dims, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bias, act)
+            a0, a1, b0, b1 = sum_piece(work, one, two, start, stop, at, pdy, px, ps, pr, slot, weight, bias, act)
             shares[to + following], shares[to + following + 1] = b0, b1
         else:
-            a0, a1, _, _ = sum_piece(dims, one, None, start, stop, at, pdy, px, ps, pr, slot, weight, bias, act)
+            a0, a1, _, _ = sum_piece(work, one, None, start, stop, at, pdy, px, ps, pr, slot, weight, bias, act)
         shares[to], shares[to + 1] = a0, a1
         to += 2
 
 
 @device
-def settle_sample(dims, n, g, block, shares):
+def settle_sample(work, n, g, block, shares):
     """m1 and m2 of one group of a sample."""
-    u, per_group, m1, m2 = n * dims[G] + g, dims[PIECES] // dims[G], 0.0, 0.0
+    u, per_group, m1, m2 = n * work.G + g, work.pieces // work.G, 0.0, 0.0
     for at in range(2 * u * per_group, 2 * (u + 1) * per_group, 2):
         m1 += shares[at]
         m2 += shares[at + 1]
-    block[2 * u], block[2 * u + 1] = m1 / dims[D], m2 / dims[D]
+    block[2 * u], block[2 * u + 1] = m1 / work.D, m2 / work.D
 
 
 @inlined
 def walk_unit(
-    whole, dims, k, g, piece, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, shares, act
+    whole, work, k, g, piece, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, shares, act
 ):  # fmt: skip
     """Sum one piece over the samples of unit k, or if `whole` all of them, and write each sample while it is near."""
-    per_group, low = dims[PIECES] // dims[G], k * dims[PART]
-    high, until_g, until = min(low + dims[PART], dims[N]), g + 1, piece + 1
-    start = g * dims[D] + piece * dims[RUN]
-    stop = min(start + dims[RUN], (g + 1) * dims[D])
+    per_group, low = work.pieces // work.G, k * work.part
+    high, until_g, until = min(low + work.part, work.N), g + 1, piece + 1
+    start = g * work.D + piece * work.run
+    stop = min(start + work.run, (g + 1) * work.D)
     if whole:
-        until_g, until, stop = dims[G], per_group, dims[C]
+        until_g, until, stop = work.G, per_group, work.C
     n = low
     while n < high:
         if (n - low) % SAMPLES_TOGETHER == 0:
-            clear(slot, 0, 2 * dims[PITCH])
+            clear(slot, 0, 2 * work.pitch)
         both = int(n + 1 < high)
         for h in range(g, until_g):
             sum_pieces(
-                dims, n, both, h, piece, until, start, pdy, px, ps, pr, slot, weight, bias, mean, rstd, shares, act
+                work, n, both, h, piece, until, start, pdy, px, ps, pr, slot, weight, bias, mean, rstd, shares, act
             )
             if whole:
                 for m in range(n, n + 1 + both):
-                    settle_sample(dims, m, h, block, shares)
+                    settle_sample(work, m, h, block, shares)
                     write_pieces_first(
-                        dims, m, h, 0, per_group, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block,
+                        work, m, h, 0, per_group, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block,
                         act,
                     )  # fmt: skip
         n += 1 + both
         if (n - low) % SAMPLES_TOGETHER == 0 or n == high:
-            keep_sums(dims, k, n - low <= SAMPLES_TOGETHER, start, stop, slot, sums)
+            keep_sums(work, k, n - low <= SAMPLES_TOGETHER, start, stop, slot, sums)
 
 
 @device
-def steps_rows(phase, low, high, dims, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act):
+def steps_rows(phase, low, high, work, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act):
     """Single positions: steps low .. high - 1 of a phase; a step of SUM or WRITE is one piece of a unit's samples."""
-    per_unit, per_group = steps_of_unit(phase, dims), dims[PIECES] // dims[G]
-    shares = offset(block, 2 * dims[N] * dims[G])
+    per_unit, per_group = steps_of_unit(phase, work), work.pieces // work.G
+    shares = offset(block, 2 * work.N * work.G)
     for step in range(low, high):
         k, g, piece = step // per_unit, step % per_unit // per_group, step % per_unit % per_group
         if phase in (WHOLE, SUM):
             walk_unit(
-                phase == WHOLE, dims, k, g, piece, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums,
+                phase == WHOLE, work, k, g, piece, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums,
                 block, shares, act,
             )  # fmt: skip
             continue
-        for n in range(k * dims[PART], min((k + 1) * dims[PART], dims[N])):
+        for n in range(k * work.part, min((k + 1) * work.part, work.N)):
             if phase == WRITE:
                 write_pieces_first(
-                    dims, n, g, piece, piece + 1, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block,
+                    work, n, g, piece, piece + 1, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block,
                     act,
                 )  # fmt: skip
             else:
-                for h in range(dims[G]):
-                    settle_sample(dims, n, h, block, shares)
-    if dims[PAST] != 0:
+                for h in range(work.G):
+                    settle_sample(work, n, h, block, shares)
+    if work.past != 0:
         streamed()

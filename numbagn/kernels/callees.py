@@ -9,7 +9,13 @@ from numba import njit
 
 from .._loading import need_compiler
 from .numba_names import (
-    CompilerBase, DefaultPassBuilder, JITCodeLibrary, NativeLowering, data_layout, linked_libraries, register_pass,
+    CompilerBase,
+    DefaultPassBuilder,
+    JITCodeLibrary,
+    NativeLowering,
+    data_layout,
+    linked_libraries,
+    register_pass,
 )  # fmt: skip
 
 __all__ = ["CALLEE", "OPTIONS", "device", "inlined", "libraries"]

@@ -61,7 +61,7 @@ SOURCES = (
     "cache", "callees", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry",
     "moments", "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
     "backward_last", "backward_rows", "inside", "links", "numba_caching", "numba_names",
-    "padding", "scheduled", "sharing",
+    "padding", "scheduled", "sharing", "work",
 )  # fmt: skip
 
 

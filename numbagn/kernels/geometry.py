@@ -29,14 +29,7 @@ FIELDS = (
     "MASK_N", "MASK_R", "MASK_C", "W_N", "W_C", "B_N", "B_C",
 )  # fmt: skip
 
-(
-    N, C, G, D, S, BATCH, SAMPLE, AT, VALID, SPOT_0, _, _, _,
-    UNITS, PART, PARTS, SUMS, RUN, PIECES, FIRST, LAST, SLOTS, SLOT, PITCH,
-    KEEP_M2, PAST, DENSE, ROW, ROOM,
-    X_N, X_R, SKIP_N, SKIP_R, RES_N, RES_R, Y_N, Y_R, DY_N, DY_R, DRES_N, DRES_R,
-    MASK_N, MASK_R, MASK_C, W_N, W_C, B_N, B_C,
-) = range(len(FIELDS))  # fmt: skip
-FIELD_COUNT = len(FIELDS)
+FIELD_COUNT, SPOT_0 = len(FIELDS), FIELDS.index("SPOT_0")
 
 # The memory layouts that have loops of their own; the third is a case of the first in the backward pass: one position,
 # and parameters that all samples share.

@@ -19,20 +19,17 @@ from .._schedule import first_work, last_work
 from .callees import CALLEE
 from .compiled import entry
 from .forward import forward_kernel
-from .geometry import (
-    BATCH, B_C, B_N, C, CHANNELS_FIRST, CHANNELS_LAST, D, FIELDS, FIRST, G, LAST, N, PAST, S, SLOTS, VALID, WHOLE, W_C,
-    W_N, X_N, X_R, Y_N, Y_R,
-)  # fmt: skip
+from .geometry import CHANNELS_FIRST, CHANNELS_LAST, FIELD_COUNT, WHOLE
 from .links import linked
-from .memory import line
+from .memory import line, values
 from .numba_names import tuple_setitem
-from .scheduled import WORK_FIELDS
+from .scheduled import take_shares
 from .vectors import code
+from .work import work_at
 
 jitable = register_jitable(**CALLEE)
 jitable(spread)
 jitable(walk)
-PARTS_AT, SLOT_AT = map(_schedule.WORK.index, ("PARTS", "SLOT"))
 # A stride larger than any.
 OUTERMOST = 1 << 62
 
@@ -259,23 +256,22 @@ def _run(layout, activation, steps, sizes, x, y, w, b, eps):
         samples, channels, groups, positions = sizes
         if channels_first:
             dense = channels == 1 or steps[1] == steps[3] == positions
-            work = first_work(samples, channels, groups, positions, x.itemsize, dense)
+            shares = first_work(samples, channels, groups, positions, x.itemsize, dense)
         else:
             dense = positions == 1 or steps[1] == steps[3] == channels
-            work = last_work(samples, channels, positions, x.itemsize, dense)
-        table = np.zeros((1, len(FIELDS)), np.int64)
-        dims = table[0]
-        for i in range(len(WORK_FIELDS)):
-            dims[WORK_FIELDS[i]] = work[i]
-        dims[N], dims[C], dims[G], dims[D], dims[S] = samples, channels, groups, channels // groups, positions
-        dims[BATCH], dims[VALID] = samples, positions
-        dims[FIRST], dims[LAST], dims[SLOTS] = WHOLE, WHOLE + 1, 1
-        dims[X_N], dims[X_R], dims[Y_N], dims[Y_R] = steps
-        dims[W_N], dims[W_C], dims[B_N], dims[B_C] = w[1], w[2], b[1], b[2]
+            shares = last_work(samples, channels, positions, x.itemsize, dense)
+        table = np.zeros((1, FIELD_COUNT), np.int64)
+        work = work_at(values(table), 0)  # `table` outlives it: the kernel gets that
+        take_shares(work, shares)
+        work.N, work.C, work.G, work.D, work.S = samples, channels, groups, channels // groups, positions
+        work.batch, work.valid = samples, positions
+        work.first, work.last, work.slots = WHOLE, WHOLE + 1, 1
+        work.x_n, work.x_r, work.y_n, work.y_r = steps
+        work.w_n, work.w_c, work.b_n, work.b_c = w[1], w[2], b[1], b[2]
         in_place = x.ctypes.data == y.ctypes.data
-        dims[PAST] = x.size * x.itemsize >= past_from(()) and not in_place
-        sums = np.empty(2 * samples * groups * (1 + work[PARTS_AT]))
-        scratch = np.empty(max(1, work[SLOT_AT]), x.dtype)
+        work.past = int(x.size * x.itemsize >= past_from(()) and not in_place)
+        sums = np.empty(2 * samples * groups * (1 + work.parts))
+        scratch = np.empty(max(1, work.slot), x.dtype)
         kernel((table, eps, x, None, None, y, w[0], b[0], np.zeros(1, np.uint8), sums, scratch, 0))
 
     return shared_out

@@ -13,7 +13,13 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 from .._dtypes import STORED
 from .kinds import I8, I16, KINDS, X86, to_double_lanes
 from .numba_names import (
-    AbstractTemplate, cgutils, impl_ret_borrowed, infer, infer_global, populate_array, signature,
+    AbstractTemplate,
+    cgutils,
+    impl_ret_borrowed,
+    infer,
+    infer_global,
+    populate_array,
+    signature,
 )  # fmt: skip
 from .vectors import F32, F64, F64X8, I1, I32, I32X16, I64, head_mask, llvm_vector, splat_scalar
 

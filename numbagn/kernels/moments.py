@@ -15,12 +15,11 @@ import math
 
 from .callees import device, inlined
 from .formulas import sum_and_loss, sum_difference
-from .geometry import (
-    CHANNELS_FIRST, CHANNELS_LAST, D, DENSE, MASK_C, MASK_R, S, SKIP_R, SPOT_0, VALID, X_R,
-)  # fmt: skip
+from .geometry import CHANNELS_FIRST, CHANNELS_LAST, SPOT_0
 from .masks import is_valid, only_valid
 from .memory import exact, is_exact, lanes, load, load_from, load_one, present, rounded, splat
 from .vectors import doubles, fma, join, keep, lane_sum, shifted
+from .work import field
 
 # Elements summed in accumulator precision before float64 takes over, two vectors side by side: 16 additions of float32.
 CHUNK = 512
@@ -38,36 +37,36 @@ MOST_FACTOR = 2.0**96
 
 
 @device
-def spot(dims, layout, stride, i):
+def spot(work, layout, stride, i):
     """Where the i-th eighth of a block begins, counted from its first element."""
-    if dims[VALID] < dims[S]:
-        position, channel = dims[SPOT_0 + i // 2], dims[D] * i // 8
+    if work.valid < work.S:
+        position, channel = field(work, SPOT_0 + i // 2), work.D * i // 8
         return channel * stride + position if layout == CHANNELS_FIRST else position * stride + channel
     if layout == CHANNELS_LAST:
-        return dims[S] * i // 8 * stride + dims[D] * i // 8
-    at = dims[D] * dims[S] * i // 8
-    return at // dims[S] * stride + at % dims[S]
+        return work.S * i // 8 * stride + work.D * i // 8
+    at = work.D * work.S * i // 8
+    return at // work.S * stride + at % work.S
 
 
 @device
-def scattered_location(dims, layout, px, ps, x_base, skip_base):
+def scattered_location(work, layout, px, ps, x_base, skip_base):
     """`location` wherever the elements lie."""
     total = 0.0
     for i in range(1, 8, 2):
-        at, skip_at = x_base + spot(dims, layout, dims[X_R], i), skip_base + spot(dims, layout, dims[SKIP_R], i)
+        at, skip_at = x_base + spot(work, layout, work.x_r, i), skip_base + spot(work, layout, work.skip_r, i)
         total += 0.25 * (load_one(px, at) + load_one(ps, skip_at))
     return rounded(px, total)
 
 
 @inlined
-def location(dims, layout, px, ps, x_base, skip_base):
+def location(work, layout, px, ps, x_base, skip_base):
     """K before the mean is known: the mean of four of the block's valid elements, rounded to the accumulator's type.
 
     It equals the mean exactly where all elements are equal.
     """
-    if layout != CHANNELS_FIRST or dims[DENSE] == 0 or dims[VALID] < dims[S]:
-        return scattered_location(dims, layout, px, ps, x_base, skip_base)
-    size = dims[D] * dims[S]  # as `spot` says, without divisions: they were a fifth of the time of small blocks
+    if layout != CHANNELS_FIRST or work.dense == 0 or work.valid < work.S:
+        return scattered_location(work, layout, px, ps, x_base, skip_base)
+    size = work.D * work.S  # as `spot` says, without divisions: they were a fifth of the time of small blocks
     total = 0.0
     for i in range(1, 8, 2):
         at = size * i // 8
@@ -177,33 +176,33 @@ def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_
 
 
 @inlined
-def line_sums(dims, px, ps, pm, x_base, skip_base, m_base, start, n, k):
+def line_sums(work, px, ps, pm, x_base, skip_base, m_base, start, n, k):
     """Channels first: `shifted_sums` over elements start .. start + n - 1 of a block."""
     c, s, end, row = 0, start, n, n
-    if dims[DENSE] == 0:
-        row = dims[S]
+    if work.dense == 0:
+        row = work.S
         c, s = start // row, start % row
         end = row - s
     return shifted_sums(
-        px, ps, pm, x_base + c * dims[X_R] + s, skip_base + c * dims[SKIP_R] + s, m_base + c * dims[MASK_R] + s, n, end,
-        row, dims[X_R] - row, dims[SKIP_R] - row, dims[MASK_R] - row, k,
+        px, ps, pm, x_base + c * work.x_r + s, skip_base + c * work.skip_r + s, m_base + c * work.mask_r + s, n, end,
+        row, work.x_r - row, work.skip_r - row, work.mask_r - row, k,
     )  # fmt: skip
 
 
 @device
-def block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k):
+def block_sums(work, layout, px, ps, pm, x_base, skip_base, m_base, k):
     """(sum of x - K, sum of (x - K)**2) over a whole block: channels first one line, channels last row by row."""
-    lines, n, row = 1, dims[D] * dims[S], dims[S]
+    lines, n, row = 1, work.D * work.S, work.S
     if layout == CHANNELS_LAST:
-        lines, n, row = dims[S], dims[D], dims[D]
-    elif dims[DENSE] != 0:
+        lines, n, row = work.S, work.D, work.D
+    elif work.dense != 0:
         row = n
     total, squares = 0.0, 0.0
     for r in range(lines):
-        ix, i_skip, im = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R], m_base + r * dims[MASK_R]
+        ix, i_skip, im = x_base + r * work.x_r, skip_base + r * work.skip_r, m_base + r * work.mask_r
         if layout == CHANNELS_FIRST or is_valid(pm, im):
             t, q = shifted_sums(
-                px, ps, pm, ix, i_skip, im, n, row, row, dims[X_R] - row, dims[SKIP_R] - row, dims[MASK_R] - row, k,
+                px, ps, pm, ix, i_skip, im, n, row, row, work.x_r - row, work.skip_r - row, work.mask_r - row, k,
             )  # fmt: skip
             total += t
             squares += q
@@ -211,25 +210,25 @@ def block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k):
 
 
 @device
-def careful_moments(dims, layout, px, ps, pm, x_base, skip_base, m_base):
+def careful_moments(work, layout, px, ps, pm, x_base, skip_base, m_base):
     """(mean, M2, variance) by two passes in float64, one element at a time, where the loops miss squares.
 
     In float32 those of differences below 1e-19 and above 1e19, in float64 those above 1e154, which are scaled.
     """
-    rows, n = (dims[D], dims[S]) if layout == CHANNELS_FIRST else (dims[S], dims[D])
-    size, scale = dims[D] * dims[VALID], 1.0 if lanes(px) > 8 else SCALE_DOWN
+    rows, n = (work.D, work.S) if layout == CHANNELS_FIRST else (work.S, work.D)
+    size, scale = work.D * work.valid, 1.0 if lanes(px) > 8 else SCALE_DOWN
     mean = 0.0
     for r in range(rows):
-        ix, i_skip, im = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R], m_base + r * dims[MASK_R]
+        ix, i_skip, im = x_base + r * work.x_r, skip_base + r * work.skip_r, m_base + r * work.mask_r
         for i in range(n):
-            if is_valid(pm, im + i * dims[MASK_C]):
+            if is_valid(pm, im + i * work.mask_c):
                 mean += load_one(px, ix + i) + load_one(ps, i_skip + i)
     mean /= size
     total, squares = 0.0, 0.0
     for r in range(rows):
-        ix, i_skip, im = x_base + r * dims[X_R], skip_base + r * dims[SKIP_R], m_base + r * dims[MASK_R]
+        ix, i_skip, im = x_base + r * work.x_r, skip_base + r * work.skip_r, m_base + r * work.mask_r
         for i in range(n):
-            if is_valid(pm, im + i * dims[MASK_C]):
+            if is_valid(pm, im + i * work.mask_c):
                 d = (load_one(px, ix + i) + load_one(ps, i_skip + i) - mean) * scale
                 total += d
                 squares += d * d
@@ -238,33 +237,33 @@ def careful_moments(dims, layout, px, ps, pm, x_base, skip_base, m_base):
 
 
 @device
-def summed_again(dims, layout, px, ps, pm, x_base, skip_base, m_base, mean):
+def summed_again(work, layout, px, ps, pm, x_base, skip_base, m_base, mean):
     """(K, sum of x - K, sum of (x - K)**2) of a block with K near its mean, which is roughly known."""
     k = rounded(px, mean)
-    total, squares = block_sums(dims, layout, px, ps, pm, x_base, skip_base, m_base, k)
+    total, squares = block_sums(work, layout, px, ps, pm, x_base, skip_base, m_base, k)
     return k, total, squares
 
 
 @inlined
-def settle(dims, layout, px, ps, pm, x_base, skip_base, m_base, k, total, squares, eps):
+def settle(work, layout, px, ps, pm, x_base, skip_base, m_base, k, total, squares, eps):
     """(mean, what its rounding to float64 lost, M2, variance) of a block from its sums about K.
 
     Sums that cannot be trusted are made again. Always the same decision for the same block, whatever thread or batch it
     is in.
     """
-    size = dims[D] * dims[VALID]
+    size = work.D * work.valid
     if is_exact(px, ps):  # the whole number next to the mean: nothing is rounded, nor is K ever far off
         k = math.floor(total / size + 0.5)
         total, squares = total - size * k, squares - k * (2.0 * total - size * k)
     excess = total * (total / size)
     if excess > WORST * (squares - excess):  # K was no member of the crowd
-        k, total, squares = summed_again(dims, layout, px, ps, pm, x_base, skip_base, m_base, k + total / size)
+        k, total, squares = summed_again(work, layout, px, ps, pm, x_base, skip_base, m_base, k + total / size)
         excess = total * (total / size)
     mean, m2 = k + total / size, max(squares - excess, 0.0)
     lost, variance = total / size - (mean - k), m2 / size
     tiny = lanes(px) > 8 and eps < TINY_EPS and squares < TINY_SQUARE * size
     if tiny or not math.isfinite(squares):
-        mean, m2, variance = careful_moments(dims, layout, px, ps, pm, x_base, skip_base, m_base)
+        mean, m2, variance = careful_moments(work, layout, px, ps, pm, x_base, skip_base, m_base)
         lost = 0.0
     return mean, lost, m2, variance
 

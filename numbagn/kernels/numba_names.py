@@ -8,10 +8,11 @@ do without a cache.
 import numba
 
 __all__ = [
-    "AbstractTemplate", "CompilerBase", "DefaultPassBuilder", "JITCodeLibrary", "NativeLowering", "Unfit", "address",
-    "cgutils", "check", "code_of", "cpu_target", "data_layout", "entry_point", "global_compiler_lock",
-    "impl_ret_borrowed", "impl_ret_new_ref", "infer", "infer_global", "linked_libraries", "parallel", "part",
-    "populate_array", "register_pass", "set_cache", "signature", "tuple_setitem", "unfit",
+    "AbstractTemplate", "AttributeTemplate", "CompilerBase", "DefaultPassBuilder", "JITCodeLibrary", "NativeLowering",
+    "Unfit", "address", "cgutils", "check", "code_of", "cpu_target", "data_layout", "entry_point",
+    "global_compiler_lock", "impl_ret_borrowed", "impl_ret_new_ref", "infer", "infer_getattr", "infer_global",
+    "linked_libraries", "parallel", "part", "populate_array", "register_pass", "set_cache", "signature",
+    "tuple_setitem", "unfit",
 ]  # fmt: skip
 
 # The oldest and the newest release that the tests are run with.
@@ -57,7 +58,14 @@ try:
     from numba.core.options import DefaultOptions
     from numba.core.registry import cpu_target
     from numba.core.typed_passes import NativeLowering
-    from numba.core.typing.templates import AbstractTemplate, infer, infer_global, signature
+    from numba.core.typing.templates import (
+        AbstractTemplate,
+        AttributeTemplate,
+        infer,
+        infer_getattr,
+        infer_global,
+        signature,
+    )
     from numba.cpython.unsafe.tuple import tuple_setitem
     from numba.np.arrayobj import populate_array
     from numba.np.ufunc import parallel

@@ -4,41 +4,48 @@ from .._dtypes import RESULT_KINDS
 from .._schedule import backward_first_work, backward_last_work, first_work, last_work
 from .callees import device, inlined
 from .compiled import entry
-from .geometry import (
-    AT, C, CHANNELS_FIRST, DENSE, FEW_POSITIONS, FIELD_COUNT, G, MASK_N, N, PARTS, ROOM, S, SAMPLE, SLOTS, SPOT_0,
-    VALID, Y_N, Y_R,
-)  # fmt: skip
+from .geometry import CHANNELS_FIRST, FEW_POSITIONS, FIELD_COUNT, SPOT_0
 from .masks import is_valid, mask_pointer
-from .memory import offset, pointer, values
+from .memory import pointer, values
 from .results import clear_line
-from .scheduled import WORK_FIELDS
+from .scheduled import take_shares
 from .sharing import run_tasks
+from .work import field, set_field, work_at
 
 
 @device
-def clear_rows_first(dims, py, n, valid):
+def clear_rows_first(work, py, n, valid):
     """Channels first: zeros in sample n where no problem will fill its rows up: it has no gaps, or nothing is valid."""
-    if valid > 0 and dims[C] > 1:
+    if valid > 0 and work.C > 1:
         return
-    for c in range(dims[C]):
-        clear_line(dims, py, n * dims[Y_N] + c * dims[Y_R] + valid, dims[S] - valid)
+    for c in range(work.C):
+        clear_line(work, py, n * work.y_n + c * work.y_r + valid, work.S - valid)
 
 
 @device
-def clear_rows_last(dims, py, n, valid):
+def clear_rows_last(work, py, n, valid):
     """Channels last: zeros at the positions behind the valid ones of sample n."""
-    rows, count = dims[S] - valid, dims[C]
-    if dims[Y_R] == count:
+    rows, count = work.S - valid, work.C
+    if work.y_r == count:
         rows, count = min(rows, 1), rows * count
     for r in range(valid, valid + rows):
-        clear_line(dims, py, n * dims[Y_N] + r * dims[Y_R], count)
+        clear_line(work, py, n * work.y_n + r * work.y_r, count)
 
 
 @inlined
-def clear_task(t, clear_rows, tasks, dims, lengths, per, py):
+def clear_task(t, clear_rows, tasks, work, lengths, per, py):
     """Task t: the samples of a stretch."""
-    for n in range(t * dims[N] // tasks, (t + 1) * dims[N] // tasks):
-        clear_rows(dims, py, n, lengths[n] * per)
+    for n in range(t * work.N // tasks, (t + 1) * work.N // tasks):
+        clear_rows(work, py, n, lengths[n] * per)
+
+
+@device
+def begun(tables, q, model):
+    """Problem q of the tables, with all that `model` has."""
+    work = work_at(tables, q)
+    for place in range(FIELD_COUNT):
+        set_field(work, place, field(model, place))
+    return work
 
 
 @entry
@@ -56,36 +63,33 @@ def lengths_kernel(backward, layout, itemsize, x_kind, sources):
     def padding(dims, lengths, per, tables, y, launcher):
         if sources == 0:
             return -1
-        batch, size, result = values(dims), values(lengths), pointer(y, y_kind)
-        for n in range(batch[N]):
+        batch, size, result = work_at(values(dims), 0), values(lengths), pointer(y, y_kind)
+        for n in range(batch.N):
             valid = size[n] * per
-            if size[n] < 0 or valid > batch[S] or 0 < valid < min(few, batch[S]):
+            if size[n] < 0 or valid > batch.S or 0 < valid < min(few, batch.S):
                 return -1
         problems, at = 0, 0
-        for n in range(batch[N]):
+        for n in range(batch.N):
             valid = size[n] * per
             if valid > 0:
-                table = offset(values(tables), problems * FIELD_COUNT)
-                for field in range(FIELD_COUNT):
-                    table[field] = batch[field]
-                dense = batch[DENSE] != 0
+                own = begun(values(tables), problems, batch)
+                dense = batch.dense != 0
                 if first:
-                    dense = dense and (valid == batch[S] or batch[C] == 1)
+                    dense = dense and (valid == batch.S or batch.C == 1)
                     if backward:
-                        work = backward_first_work(1, batch[C], batch[G], valid, itemsize, dense)
+                        shares = backward_first_work(1, batch.C, batch.G, valid, itemsize, dense)
                     else:
-                        work = first_work(1, batch[C], batch[G], valid, itemsize, dense)
+                        shares = first_work(1, batch.C, batch.G, valid, itemsize, dense)
                 elif backward:
-                    work = backward_last_work(1, batch[C], valid, itemsize, dense)
+                    shares = backward_last_work(1, batch.C, valid, itemsize, dense)
                 else:
-                    work = last_work(1, batch[C], valid, itemsize, dense)
-                for i in range(len(WORK_FIELDS)):
-                    table[WORK_FIELDS[i]] = work[i]
-                table[N], table[S], table[VALID], table[SAMPLE], table[AT] = 1, valid, valid, n, at
-                table[ROOM] = batch[S] if first and batch[C] > 1 else 0
-                at += 2 * table[PARTS] * (batch[C] if backward else batch[G])
+                    shares = last_work(1, batch.C, valid, itemsize, dense)
+                take_shares(own, shares)
+                own.N, own.S, own.valid, own.sample, own.at = 1, valid, valid, n, at
+                own.room = batch.S if first and batch.C > 1 else 0
+                at += 2 * own.parts * (batch.C if backward else batch.G)
                 problems += 1
-        tasks = 1 if launcher == 0 else min(batch[N], batch[SLOTS])
+        tasks = 1 if launcher == 0 else min(batch.N, batch.slots)
         given = tasks, batch, size, per, result
         if first:
             run_tasks(launcher, tasks, clear_task, clear_rows_first, given)
@@ -107,22 +111,20 @@ def masks_kernel(sources):
     def masks(model, flags, step, sums, tables):
         if sources == 0:
             return 0
-        one, mask = values(model), mask_pointer(flags, 1)
+        one, mask = work_at(values(model), 0), mask_pointer(flags, 1)
         for n in range(tables.shape[0]):
-            table, first, valid = offset(values(tables), n * FIELD_COUNT), n * one[MASK_N], 0
-            for field in range(FIELD_COUNT):
-                table[field] = one[field]
-            for i in range(first, first + one[S] * step, step):
+            own, first, valid = begun(values(tables), n, one), n * one.mask_n, 0
+            for i in range(first, first + one.S * step, step):
                 valid += is_valid(mask, i)
             if valid == 0:
                 return 0
-            table[SAMPLE], table[AT], table[VALID] = n, n * sums * one[PARTS], valid
+            own.sample, own.at, own.valid = n, n * sums * one.parts, valid
             # four positions spread over the sample, each the next that is valid
             for i in range(4):
-                position = one[S] * (2 * i + 1) // 8
+                position = one.S * (2 * i + 1) // 8
                 while not is_valid(mask, first + position * step):
-                    position = position + 1 if position + 1 < one[S] else 0
-                table[SPOT_0 + i] = position
+                    position = position + 1 if position + 1 < one.S else 0
+                set_field(own, SPOT_0 + i, position)
         return tables.shape[0]
 
     return masks

@@ -1,14 +1,14 @@
 """The phases' steps: what a unit (a block, or channels last a sample) is shared out in."""
 
 from .callees import device
-from .geometry import PIECES, SUM, SUMS, WRITE
+from .geometry import SUM, WRITE
 
 
 @device
-def steps_of_unit(phase, dims):
+def steps_of_unit(phase, work):
     """How many steps a phase has for one unit."""
     if phase == SUM:
-        return dims[SUMS]
+        return work.sums
     if phase == WRITE:
-        return dims[PIECES]
+        return work.pieces
     return 1

@@ -2,7 +2,6 @@
 
 from .callees import device
 from .compiled import activate, slope
-from .geometry import D, G, N, PAST, S
 from .masks import only_valid
 from .memory import lanes, load, present, splat, store, stream, until_aligned
 from .moments import centred
@@ -20,23 +19,23 @@ BLOCKS_AHEAD, AHEAD_MOST = 2, 1 << 12
 
 
 @device
-def elements_ahead(dims, n, sample_step):
+def elements_ahead(work, n, sample_step):
     """How far ahead of what is written to ask for memory: 0 where blocks are large, or none follows."""
-    size = dims[D] * dims[S]
-    if size > AHEAD_MOST or n + BLOCKS_AHEAD >= dims[N]:
+    size = work.D * work.S
+    if size > AHEAD_MOST or n + BLOCKS_AHEAD >= work.N:
         return 0
-    return BLOCKS_AHEAD * (sample_step if dims[G] == 1 else size)
+    return BLOCKS_AHEAD * (sample_step if work.G == 1 else size)
 
 
 @device
-def aligned_from(dims, ptr, index, start, stop):
+def aligned_from(work, ptr, index, start, stop):
     """(first element of start .. stop - 1 from which whole vectors are aligned, whether they go past the caches).
 
     `index` is where element 0 stands.
     """
     if stop - start < ALIGN_FROM * lanes(ptr):
         return start, 0
-    return start + until_aligned(ptr, index + start), dims[PAST]
+    return start + until_aligned(ptr, index + start), work.past
 
 
 @device
@@ -60,9 +59,9 @@ def clear_run(ptr, start, count, past):
 
 
 @device
-def clear_line(dims, ptr, start, count):
+def clear_line(work, ptr, start, count):
     """Zeros in `count` values from `start` on."""
-    aligned, past = aligned_from(dims, ptr, start, 0, count)
+    aligned, past = aligned_from(work, ptr, start, 0, count)
     if aligned > 0:
         store(ptr, start, splat(ptr, 0.0), aligned)
     clear_run(ptr, start + aligned, count - aligned, past)

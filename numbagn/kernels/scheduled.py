@@ -5,6 +5,7 @@ from numba.extending import register_jitable
 from .. import _schedule
 from .callees import CALLEE
 from .geometry import FIELDS
+from .work import set_field
 
 for _function in (
     _schedule.first_work, _schedule.last_work, _schedule.backward_first_work, _schedule.backward_last_work,
@@ -13,3 +14,10 @@ for _function in (
     register_jitable(**CALLEE)(_function)
 
 WORK_FIELDS = tuple(map(FIELDS.index, _schedule.WORK))
+
+
+@register_jitable(**CALLEE)
+def take_shares(work, shares):
+    """Write what one of those functions gave."""
+    for i in range(len(WORK_FIELDS)):
+        set_field(work, WORK_FIELDS[i], shares[i])

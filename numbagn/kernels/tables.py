@@ -1,7 +1,6 @@
 """What stands for each element or channel: parameters, and tables in a task's scratch."""
 
 from .callees import device, inlined
-from .geometry import B_C, B_N, C, PITCH, S, W_C, W_N
 from .memory import accumulate, lanes, load, load_one, offset, splat, store, store_one
 from .vectors import lane_sum
 
@@ -20,34 +19,34 @@ def along(ptr, base, i, stride, count):
 
 
 @inlined
-def expand(dims, n, expanded, width, weight, bias, slot):
+def expand(work, n, expanded, width, weight, bias, slot):
     """Where channels are short, but not single elements: weight and bias of sample n for each element, in `slot`.
 
     Gives the sample they now stand there for; `expanded` is the one they stood for before, -1 for none.
     """
-    s_count = dims[S]
-    if s_count == 1 or s_count >= width or expanded == n or (expanded >= 0 and dims[W_N] == 0 and dims[B_N] == 0):
+    s_count = work.S
+    if s_count == 1 or s_count >= width or expanded == n or (expanded >= 0 and work.w_n == 0 and work.b_n == 0):
         return expanded
-    for c in range(dims[C]):
-        w, b = weight[n * dims[W_N] + c * dims[W_C]], bias[n * dims[B_N] + c * dims[B_C]]
+    for c in range(work.C):
+        w, b = weight[n * work.w_n + c * work.w_c], bias[n * work.b_n + c * work.b_c]
         for i in range(c * s_count, (c + 1) * s_count):
             store_one(slot, i, w)
-            store_one(slot, dims[PITCH] + i, b)
+            store_one(slot, work.pitch + i, b)
     return n
 
 
 @device
-def element_parameters(dims, n, first, weight, bias, slot):
+def element_parameters(work, n, first, weight, bias, slot):
     """Where weight and bias stand for each element of a block whose channels are short, from element `first` on.
 
     (pointer, index, step) of both; a step of 0 means that one value is for all.
     """
-    if dims[S] == 1:
+    if work.S == 1:
         return (
-            weight, n * dims[W_N] + first * dims[W_C], dims[W_C],
-            bias, n * dims[B_N] + first * dims[B_C], dims[B_C],
+            weight, n * work.w_n + first * work.w_c, work.w_c,
+            bias, n * work.b_n + first * work.b_c, work.b_c,
         )  # fmt: skip
-    return slot, first, 1, offset(slot, dims[PITCH]), first, 1
+    return slot, first, 1, offset(slot, work.pitch), first, 1
 
 
 @device

@@ -13,8 +13,24 @@ from .forward import parameter, summand
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, centred, write_coefficients
 from .target import (
-    ACC, device, divide, fma, keep, kernel, lane_sum, lanes_in, load, load_one, pack, slope_of, splat, store,
-    store_one, team_sums, unpack, valid_positions,
+    ACC,
+    device,
+    divide,
+    fma,
+    keep,
+    kernel,
+    lane_sum,
+    lanes_in,
+    load,
+    load_one,
+    pack,
+    slope_of,
+    splat,
+    store,
+    store_one,
+    team_sums,
+    unpack,
+    valid_positions,
 )  # fmt: skip
 
 

@@ -13,7 +13,19 @@ from .forward import channel_coefficients, column_coefficients, parameter
 from .kinds import accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, write_coefficients
 from .target import (
-    ACC, block_last, divide, fma, keep, kernel, lane_sum, lanes_in, load_one, pack, splat, store_one, team_sums,
+    ACC,
+    block_last,
+    divide,
+    fma,
+    keep,
+    kernel,
+    lane_sum,
+    lanes_in,
+    load_one,
+    pack,
+    splat,
+    store_one,
+    team_sums,
     valid_positions,
 )  # fmt: skip
 

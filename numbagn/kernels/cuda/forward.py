@@ -12,8 +12,27 @@ from numba import cuda
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, centred, inverse_std, scale_for, write_coefficients
 from .target import (
-    ACC, activation_of, device, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load, load_one, pack, splat, store,
-    store_one, team_sums, unpack, unrolled, valid_positions, warp_any,
+    ACC,
+    activation_of,
+    device,
+    divide,
+    fma,
+    keep,
+    kept,
+    kernel,
+    lane_sum,
+    lanes_in,
+    load,
+    load_one,
+    pack,
+    splat,
+    store,
+    store_one,
+    team_sums,
+    unpack,
+    unrolled,
+    valid_positions,
+    warp_any,
 )  # fmt: skip
 
 

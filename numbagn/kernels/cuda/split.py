@@ -13,8 +13,23 @@ from .forward import channel_coefficients, column_coefficients, element, paramet
 from .kinds import ITEMSIZE, accumulator_of
 from .statistics import FIELDS, LACK, RSTD, SCALE, SHIFT, inverse_std, scale_for, write_coefficients
 from .target import (
-    ACC, block_last, divide, fma, keep, kept, kernel, lane_sum, lanes_in, load_one, pack, splat, store, store_one,
-    team_sums, unpack, valid_positions,
+    ACC,
+    block_last,
+    divide,
+    fma,
+    keep,
+    kept,
+    kernel,
+    lane_sum,
+    lanes_in,
+    load_one,
+    pack,
+    splat,
+    store,
+    store_one,
+    team_sums,
+    unpack,
+    valid_positions,
 )  # fmt: skip
 
 MEAN, M2, COUNT = range(3)

@@ -16,8 +16,22 @@ from .kinds import accumulator_of
 SIMULATED = bool(config.ENABLE_CUDASIM)
 if SIMULATED:
     from .simulated import (
-        constant, fma, keep, kept, lane_sum, load, load_integer, pack, polynomial, splat, store,
-        times_power_of_two, unpack, warp_any, warp_sums, where,
+        constant,
+        fma,
+        keep,
+        kept,
+        lane_sum,
+        load,
+        load_integer,
+        pack,
+        polynomial,
+        splat,
+        store,
+        times_power_of_two,
+        unpack,
+        warp_any,
+        warp_sums,
+        where,
     )  # fmt: skip
 else:
     from .arithmetic import constant, fma, lane_sum, polynomial, splat, times_power_of_two, where
