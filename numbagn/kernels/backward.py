@@ -23,6 +23,7 @@ from .compiled import entry
 from .geometry import CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION
 from .masks import mask_pointer
 from .memory import absent, offset, pointer, values
+from .operands import Arrays, Backward, Parameters, Statistics, at_sample, parameters_at, statistics_at
 from .phases import steps_of_unit
 from .sharing import run_tasks
 from .vectors import code
@@ -30,24 +31,17 @@ from .work import work_at
 
 
 @inlined
-def backward_task(
-    t, run, phase, steps, tasks, problems, dims, pdy, px, ps, pr, pdx, pdr, pm, slots, weight, bias, mean, rstd, sums,
-    blocks, act,
-):  # fmt: skip
+def backward_task(t, run, phase, steps, tasks, problems, dims, call):
     """Task t of a phase: over the (n, g) blocks or parts of them, or over problems, a stretch of neighbours to each."""
     low, high = t * steps // tasks, (t + 1) * steps // tasks
-    slot = offset(slots, t * work_at(dims, 0).slot)
+    slot, statistics = offset(call.slot, t * work_at(dims, 0).slot), call.statistics
     for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
         own = work_at(dims, q)
         n = own.sample
         first, last = (low, high) if problems == 1 else (0, own.units * steps_of_unit(phase, own))
-        run(
-            phase, first, last, own, offset(pdy, n * own.dy_n), offset(px, n * own.x_n), offset(ps, n * own.skip_n),
-            offset(pr, n * own.res_n), offset(pdx, n * own.y_n), offset(pdr, n * own.dres_n),
-            offset(pm, n * own.mask_n), slot, offset(weight, n * own.w_n), offset(bias, n * own.b_n),
-            offset(mean, n * own.G), offset(rstd, n * own.G), offset(sums, own.at), offset(blocks, 2 * n * own.G),
-            act,
-        )  # fmt: skip
+        arrays, parameters = at_sample(call.arrays, own, n), parameters_at(call.parameters, own, n)
+        of_sample, sums = statistics_at(statistics, own, n, 2 * own.G), offset(call.channel_sums, own.at)
+        run(phase, first, last, own, Backward(arrays, parameters, of_sample, slot, sums, call.act))
 
 
 @entry
@@ -80,26 +74,28 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
         if sources == 0:
             return
         problems, table = dims.shape[0], values(dims)
-        work = work_at(table, 0)
+        work, sums = work_at(table, 0), values(all_sums)
         channels = work.C
         totals_at = all_sums.size - 2 * channels
-        sums = values(all_sums)
-        blocks_at = totals_at - 2 * work.batch * work.G
+        means_at = totals_at - 2 * work.batch * work.G
         if layout == SINGLE_POSITION:
-            blocks_at = 2 * work.units * channels
-        pdy, px, pdx, pm = pointer(dy, dy_kind), pointer(x, x_kind), pointer(dx, dx_kind), mask_pointer(mask, mask_kind)
-        ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
-        if residual_kind < 0:
-            pr, pdr = absent(px), absent(px)
-        else:
-            pr, pdr = pointer(residual, residual_kind), pointer(dresidual, residual_kind)
+            means_at = 2 * work.units * channels
+        px = pointer(x, x_kind)
+        none = absent(px)
+        call = Backward(
+            Arrays(
+                px, none if skip_kind < 0 else pointer(skip, skip_kind),
+                none if residual_kind < 0 else pointer(residual, residual_kind), pointer(dy, dy_kind),
+                pointer(dx, dx_kind), none if residual_kind < 0 else pointer(dresidual, residual_kind),
+                mask_pointer(mask, mask_kind),
+            ),
+            Parameters(values(weight), values(bias)),
+            Statistics(values(mean), values(rstd), offset(sums, means_at)), values(scratch), sums, code(activation),
+        )  # fmt: skip
         for phase in range(work.first, work.last):
             steps = work.units * steps_of_unit(phase, work) if problems == 1 else problems
             tasks = 1 if launcher == 0 else min(steps, work.slots)
-            given = (
-                phase, steps, tasks, problems, table, pdy, px, ps, pr, pdx, pdr, pm, values(scratch), values(weight),
-                values(bias), values(mean), values(rstd), sums, offset(sums, blocks_at), code(activation),
-            )  # fmt: skip
+            given = phase, steps, tasks, problems, table, call
             if layout == CHANNELS_FIRST:
                 run_tasks(launcher, tasks, backward_task, steps_first, given)
             elif layout == CHANNELS_LAST:

@@ -1,45 +1,52 @@
-"""The backward pass, channels first: a block is one group of one sample, consecutive in memory."""
+"""The backward pass, channels first: a block is one group of one sample, consecutive in memory.
+
+Memory is walked channel after channel, each position after position: for the sums channel by channel, for the results
+as one line where there are no gaps.
+"""
 
 from .callees import device, inlined
+from .forward_first import block_of
 from .geometry import SETTLE, SUM, WHOLE, WRITE
-from .memory import lanes, prefetch, splat, store, streamed
+from .memory import lanes, offset, prefetch, splat, store, streamed
 from .moments import CHUNK, coefficients
+from .operands import Gradient, Means, Upstream, at_element, at_row, parameters_of
 from .phases import steps_of_unit
-from .results import aligned_from, clear_run, elements_ahead, store_result, upstream, write_gradient
-from .tables import along, element_parameters, expand
+from .results import aligned_from, clear_run, elements_ahead, gradient_of, store_result, upstream, write_gradient
+from .tables import element_parameters, expand, parameters_along
 from .vectors import doubles, fma, join, keep, lane_sum
 
 
 @device
-def sum_steps_first(work, n, g, low, high, pdy, px, ps, pr, pm, weight, bias, mean, rstd, sums, act):
-    """Steps low .. high - 1 of block (n, g), each part k, PART positions, of a channel, channel after channel."""
-    u, d_count, s_count = n * work.G + g, work.D, work.S
-    unit, origin, factor, lack = coefficients(px, mean[u], 0.0, rstd[u])
-    unit, origin, factor = splat(px, unit), splat(px, origin), splat(px, factor)
-    idy, ix, i_skip, ir, im = n * work.dy_n, n * work.x_n, n * work.skip_n, n * work.res_n, n * work.mask_n
-    at, products_at, width = n * work.C, work.N * work.C, lanes(px)
-    if s_count == 1:  # each channel of the block is one element and its own sum
-        i, end = g * d_count, (g + 1) * d_count
-        while i < end:
-            count = min(width, end - i)
-            w = along(weight, n * work.w_n, i * work.w_c, work.w_c, count)
-            b = along(bias, n * work.b_n, i * work.b_c, work.b_c, count)
-            dz, d = upstream(
-                pdy, px, ps, pr, pm, idy + i, ix + i, i_skip + i, ir + i, im + i, count, unit, origin, factor, w,
-                fma(w, lack, b), act,
-            )  # fmt: skip
-            store(sums, at + i, dz, count)
-            store(sums, at + products_at + i, dz * d, count)
-            i += count
+def sum_elements(work, block, centre, sums):
+    """The sums of a block whose channels are one element each: of dz, and behind all channels' of dz * d."""
+    arrays, act, width = block.arrays, block.act, lanes(block.arrays.x)
+    unit, origin, factor = splat(arrays.x, centre.unit), splat(arrays.x, centre.origin), splat(arrays.x, centre.factor)
+    elements = element_parameters(work, block.parameters, block.channel, block.slot)
+    products, i = offset(sums, work.N * work.C), 0
+    while i < work.D:
+        count = min(width, work.D - i)
+        w, b = parameters_along(elements, i, count)
+        dz, d = upstream(arrays, i, count, Upstream(unit, origin, factor, w, fma(w, centre.lack, b)), act)
+        store(sums, i, dz, count)
+        store(products, i, dz * d, count)
+        i += count
+
+
+@device
+def sum_steps(work, block, centre, low, high, sums):
+    """Steps low .. high - 1 of a block, each part k, PART positions, of a channel, channel after channel."""
+    if work.S == 1:
+        sum_elements(work, block, centre, sums)
         return
-    c, k = g * d_count + low // work.parts, low % work.parts
+    act, width, channels, px = block.act, lanes(block.arrays.x), work.N * work.C, block.arrays.x
+    unit, origin, factor = splat(px, centre.unit), splat(px, centre.origin), splat(px, centre.factor)
+    c, k = low // work.parts, low % work.parts
     for _ in range(low, high):
-        weight_c = weight[n * work.w_n + c * work.w_c]
-        w, b = splat(px, weight_c), splat(px, bias[n * work.b_n + c * work.b_c] + lack * weight_c)
+        row = at_row(block.arrays, work, c)
+        w, b = parameters_of(block.parameters, work, block.channel + c)
+        by = Upstream(unit, origin, factor, splat(px, w), splat(px, b + centre.lack * w))
         i = k * work.part
-        end = min(i + work.part, s_count)
-        jdy, jx, j_skip = idy + c * work.dy_r, ix + c * work.x_r, i_skip + c * work.skip_r
-        jr, jm = ir + c * work.res_r, im + c * work.mask_r
+        end = min(i + work.part, work.S)
         sum_dz = doubles(splat(px, 0.0))
         sum_dz_d = sum_dz
         while i < end:
@@ -47,105 +54,86 @@ def sum_steps_first(work, n, g, low, high, pdy, px, ps, pr, pm, weight, bias, me
             a0 = splat(px, 0.0)
             b0 = a0
             while i + width <= stop:
-                dz, d = upstream(
-                    pdy, px, ps, pr, pm, jdy + i, jx + i, j_skip + i, jr + i, jm + i, None, unit, origin, factor, w, b,
-                    act,
-                )  # fmt: skip
+                dz, d = upstream(row, i, None, by, act)
                 a0, b0 = a0 + dz, fma(dz, d, b0)
                 i += width
             if i < stop:
-                dz, d = upstream(
-                    pdy, px, ps, pr, pm, jdy + i, jx + i, j_skip + i, jr + i, jm + i, stop - i, unit, origin, factor, w,
-                    b, act,
-                )  # fmt: skip
+                dz, d = upstream(row, i, stop - i, by, act)
                 a0, b0 = a0 + dz, fma(dz, d, b0)
                 i = stop
             sum_dz = sum_dz + doubles(a0)
             sum_dz_d = sum_dz_d + doubles(b0)
-        to = 2 * k * products_at + at + c
-        sums[to], sums[to + products_at] = lane_sum(sum_dz), lane_sum(sum_dz_d)
+        to = 2 * k * channels + c
+        sums[to], sums[to + channels] = lane_sum(sum_dz), lane_sum(sum_dz_d)
         k += 1
         if k == work.parts:
             c, k = c + 1, 0
 
 
 @device
-def settle_block(work, n, g, px, weight, mean, rstd, sums, block):
-    """Add the parts of each channel of block (n, g), and what d lacks to x_hat; keep m1 and m2."""
-    d_count, channels, u = work.D, work.N * work.C, n * work.G + g
-    _, _, _, lack = coefficients(px, mean[u], 0.0, rstd[u])
+def settle_block(work, parameters, g, lack, sums, means):
+    """Add the parts of each channel of group g of a sample, and what d lacks to x_hat; keep m1 and m2."""
+    channels = work.N * work.C
     m1, m2 = 0.0, 0.0
-    for c in range(g * d_count, (g + 1) * d_count):
-        at = n * work.C + c
+    for c in range(g * work.D, (g + 1) * work.D):
         for k in range(1, work.parts):
-            sums[at] += sums[at + 2 * k * channels]
-            sums[at + channels] += sums[at + (2 * k + 1) * channels]
-        sums[at + channels] += lack * sums[at]
-        w = weight[n * work.w_n + c * work.w_c]
-        m1 += w * sums[at]
-        m2 += w * sums[at + channels]
-    size = d_count * work.valid
-    block[2 * u], block[2 * u + 1] = m1 / size, m2 / size
-
-
-@device
-def write_pieces_first(
-    work, n, g, low, high, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act
-):
-    """Pieces low .. high - 1 of block (n, g), each RUN elements of its line, the last first as in the forward pass."""
-    u, size, c = n * work.G + g, work.D * work.S, g * work.D
-    r, m1, m2 = rstd[u], block[2 * u], block[2 * u + 1]
-    unit, origin, factor, lack = coefficients(px, mean[u], 0.0, r)
-    unit, origin, factor = splat(px, unit), splat(px, origin), splat(px, factor)
-    by_d, constant = splat(px, -r * m2), splat(px, -r * (m1 + lack * m2))
-    idy, ix = n * work.dy_n + c * work.dy_r, n * work.x_n + c * work.x_r
-    i_skip, ir = n * work.skip_n + c * work.skip_r, n * work.res_n + c * work.res_r
-    idx, idr = n * work.y_n + c * work.y_r, n * work.dres_n + c * work.dres_r
-    im = n * work.mask_n + c * work.mask_r
-    for piece in range(high - 1, low - 1, -1):
-        start = piece * work.run
-        stop = min(start + work.run, size)
-        if work.S < lanes(px):
-            write_elements(
-                work, n, g * size, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, slot,
-                weight, bias, unit, origin, factor, lack, r, by_d, constant, act,
-            )  # fmt: skip
-        elif work.dense != 0:
-            write_channels(
-                work, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight,
-                bias, unit, origin, factor, lack, r, by_d, constant, act,
-            )  # fmt: skip
-        else:
-            write_rows(
-                work, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight,
-                bias, unit, origin, factor, lack, r, by_d, constant, act,
-            )  # fmt: skip
-
-
-@device
-def write_one(
-    idy, ix, i_skip, ir, idx, idr, im, count, pdy, px, ps, pr, pdx, pdr, pm, unit, origin, factor, w, b, scale, by_d,
-    constant, act, past,
-):  # fmt: skip
-    """One vector of dx and dresidual from its inputs."""
-    dz, d = upstream(pdy, px, ps, pr, pm, idy, ix, i_skip, ir, im, count, unit, origin, factor, w, b, act)
-    write_gradient(dz, d, pdx, pdr, pm, idx, idr, im, count, scale, by_d, constant, past)
+            sums[c] += sums[c + 2 * k * channels]
+            sums[c + channels] += sums[c + (2 * k + 1) * channels]
+        sums[c + channels] += lack * sums[c]
+        w, _ = parameters_of(parameters, work, c)
+        m1 += w * sums[c]
+        m2 += w * sums[c + channels]
+    size = work.D * work.valid
+    means[2 * g], means[2 * g + 1] = m1 / size, m2 / size
 
 
 @inlined
-def write_channels(
-    work, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight, bias, unit,
-    origin, factor, lack, r, by_d, constant, act,
-):  # fmt: skip
+def means_of(rstd, lack, means, g):
+    """What dx of group g of a sample is made with, from m1 and m2."""
+    m1, m2 = means[2 * g], means[2 * g + 1]
+    return Means(rstd, -rstd * m2, -rstd * (m1 + lack * m2))
+
+
+@device
+def write_pieces(work, block, low, high, centre, means):
+    """Pieces low .. high - 1 of a block, each RUN elements of its line, the last first as in the forward pass."""
+    for piece in range(high - 1, low - 1, -1):
+        start = piece * work.run
+        stop = min(start + work.run, work.D * work.S)
+        if work.S < lanes(block.arrays.x):
+            write_elements(work, block, start, stop, centre, means)
+        elif work.dense != 0:
+            write_channels(work, block, start, stop, centre, means)
+        else:
+            write_rows(work, block, start, stop, centre, means)
+
+
+@device
+def write_one(row, i, count, by, gradient, act, past):
+    """One vector of dx and dresidual from its inputs."""
+    dz, d = upstream(row, i, count, by, act)
+    write_gradient(row, i, count, dz, d, gradient, past)
+
+
+@inlined
+def channel_coefficients(work, block, c, centre, rstd):
+    """Weight, bias with what d lacks, and weight * rstd of channel c of a block, in every lane."""
+    w, b = parameters_of(block.parameters, work, block.channel + c)
+    px = block.arrays.x
+    return splat(px, w), splat(px, b + centre.lack * w), splat(px, w * rstd)
+
+
+@inlined
+def write_channels(work, block, start, stop, centre, means):
     """Elements start .. stop - 1 of a block, its channels a vector or longer: see `forward_first.write_channels`."""
-    width, s_count = lanes(px), work.S
+    arrays, act, width, s_count = block.arrays, block.act, lanes(block.arrays.x), work.S
+    unit, origin, factor = splat(arrays.x, centre.unit), splat(arrays.x, centre.origin), splat(arrays.x, centre.factor)
     i = start
-    aligned, past = aligned_from(work, pdx, idx, start, stop)
+    aligned, past = aligned_from(work, arrays.y, start, stop)
     c = start // s_count
     end = (c + 1) * s_count
-    wi, bi = n * work.w_n + g * work.D * work.w_c, n * work.b_n + g * work.D * work.b_c
-    weight_c = weight[wi + c * work.w_c]
-    w, b, scale = splat(px, weight_c), splat(px, bias[bi + c * work.b_c] + lack * weight_c), splat(px, weight_c * r)
+    w, b, scale = channel_coefficients(work, block, c, centre, means.rstd)
+    by_d, constant = splat(arrays.x, means.by_d), splat(arrays.x, means.constant)
     while i < stop:
         whole = i >= aligned and i + width <= stop
         count = width if whole else min((aligned if i < aligned else stop) - i, width)
@@ -154,130 +142,102 @@ def write_channels(
         if own <= count:
             c, end = c + 1, end + s_count
             if i + own < stop:
-                weight_c = weight[wi + c * work.w_c]
-                w, b = splat(px, weight_c), splat(px, bias[bi + c * work.b_c] + lack * weight_c)
-                scale = splat(px, weight_c * r)
+                w, b, scale = channel_coefficients(work, block, c, centre, means.rstd)
             if own < count:
                 v_w, v_b, v_scale, last = join(v_w, w, own), join(v_b, b, own), join(v_scale, scale, own), i
+        up, gradient = Upstream(unit, origin, factor, v_w, v_b), Gradient(v_scale, by_d, constant)
         if whole:
             while i <= last:
-                write_one(
-                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,
-                    unit, origin, factor, v_w, v_b, v_scale, by_d, constant, act, past,
-                )  # fmt: skip
+                write_one(arrays, i, None, up, gradient, act, past)
                 i += width
         else:
-            write_one(
-                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, count, pdy, px, ps, pr, pdx, pdr, pm,
-                unit, origin, factor, v_w, v_b, v_scale, by_d, constant, act, 0,
-            )  # fmt: skip
+            write_one(arrays, i, count, up, gradient, act, 0)
             i += count
 
 
 @device
-def write_rows(
-    work, n, g, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, weight, bias, unit,
-    origin, factor, lack, r, by_d, constant, act,
-):  # fmt: skip
+def write_rows(work, block, start, stop, centre, means):
     """The same where there are gaps from channel to channel, or one mask for all: see `forward_first.write_rows`."""
-    width, s_count = lanes(px), work.S
+    act, width, s_count, px = block.act, lanes(block.arrays.x), work.S, block.arrays.x
+    unit, origin, factor = splat(px, centre.unit), splat(px, centre.origin), splat(px, centre.factor)
+    by_d, constant = splat(px, means.by_d), splat(px, means.constant)
     c = start // s_count
     s = start - c * s_count
-    idy, ix, i_skip = idy + c * work.dy_r + s, ix + c * work.x_r + s, i_skip + c * work.skip_r + s
-    ir, idx, idr = ir + c * work.res_r + s, idx + c * work.y_r + s, idr + c * work.dres_r + s
-    im = im + c * work.mask_r + s
-    wi, bi = n * work.w_n + (g * work.D + c) * work.w_c, n * work.b_n + (g * work.D + c) * work.b_c
+    row = at_element(at_row(block.arrays, work, c), work, s)
     while start < stop:
-        count, weight_c = min(s_count - s, stop - start), weight[wi]
-        w, b, scale = splat(px, weight_c), splat(px, bias[bi] + lack * weight_c), splat(px, weight_c * r)
+        count = min(s_count - s, stop - start)
+        w, b, scale = channel_coefficients(work, block, c, centre, means.rstd)
+        up, gradient = Upstream(unit, origin, factor, w, b), Gradient(scale, by_d, constant)
         room = max(count, work.room - s) if s + count == s_count else count
-        i, (aligned, past) = 0, aligned_from(work, pdx, idx, 0, count)
+        i, (aligned, past) = 0, aligned_from(work, row.y, 0, count)
         while i < count:
             whole = i >= aligned
             while whole and i + width <= count:
-                write_one(
-                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,
-                    unit, origin, factor, w, b, scale, by_d, constant, act, past,
-                )  # fmt: skip
+                write_one(row, i, None, up, gradient, act, past)
                 i += width
             if whole and room >= i + width:
                 break
             own = (count if whole else aligned) - i
             if own > 0:
-                write_one(
-                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, own, pdy, px, ps, pr, pdx, pdr, pm,
-                    unit, origin, factor, w, b, scale, by_d, constant, act, 0,
-                )  # fmt: skip
+                write_one(row, i, own, up, gradient, act, 0)
                 i += own
         if room >= i + width:  # there is no residual then, and no mask
-            dz, d = upstream(
-                pdy, px, ps, pr, pm, idy + i, ix + i, i_skip + i, ir + i, im + i, count - i, unit, origin, factor, w, b,
-                act,
-            )  # fmt: skip
-            gradient = keep(fma(dz, scale, fma(d, by_d, constant)), count - i)
-            store_result(pdx, idx + i, gradient, None, past)
+            dz, d = upstream(row, i, count - i, up, act)
+            store_result(row.y, i, keep(gradient_of(dz, d, gradient), count - i), None, past)
             i += width
-        clear_run(pdx, idx + i, room - i, past)
-        start, wi, bi = start + count, wi + work.w_c, bi + work.b_c
-        idy, ix, i_skip = idy + work.dy_r - s, ix + work.x_r - s, i_skip + work.skip_r - s
-        ir, idx, idr = ir + work.res_r - s, idx + work.y_r - s, idr + work.dres_r - s
-        im, s = im + work.mask_r - s, 0
+        clear_run(row.y, i, room - i, past)
+        start, c = start + count, c + 1
+        row, s = at_element(at_row(row, work, 1), work, -s), 0
 
 
 @inlined
-def write_elements(
-    work, n, base, start, stop, idy, ix, i_skip, ir, idx, idr, im, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias,
-    unit, origin, factor, lack, r, by_d, constant, act,
-):  # fmt: skip
+def write_elements(work, block, start, stop, centre, means):
     """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
-    width = lanes(px)
-    pw, wi, w_step, pb, bi, b_step = element_parameters(work, n, base, weight, bias, slot)
+    arrays, act, width = block.arrays, block.act, lanes(block.arrays.x)
+    unit, origin, factor = splat(arrays.x, centre.unit), splat(arrays.x, centre.origin), splat(arrays.x, centre.factor)
+    by_d, constant = splat(arrays.x, means.by_d), splat(arrays.x, means.constant)
+    elements = element_parameters(work, block.parameters, block.channel * work.S, block.slot)
     i = start
-    aligned, past = aligned_from(work, pdx, idx, start, stop)
-    ahead, ahead_dy = ix + elements_ahead(work, n, work.x_n), idy + elements_ahead(work, n, work.dy_n)
+    aligned, past = aligned_from(work, arrays.y, start, stop)
+    ahead, ahead_dy = elements_ahead(work, block.n, work.x_n), elements_ahead(work, block.n, work.dy_n)
     while i < stop:
         if i >= aligned:
             while i + width <= stop:
-                prefetch(px, ahead + i)
-                prefetch(pdy, ahead_dy + i)
-                w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
-                write_one(
-                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, None, pdy, px, ps, pr, pdx, pdr, pm,
-                    unit, origin, factor, w, fma(w, lack, b), w * r, by_d, constant, act, past,
-                )  # fmt: skip
+                prefetch(arrays.x, ahead + i)
+                prefetch(arrays.dy, ahead_dy + i)
+                w, b = parameters_along(elements, i, None)
+                up = Upstream(unit, origin, factor, w, fma(w, centre.lack, b))
+                write_one(arrays, i, None, up, Gradient(w * means.rstd, by_d, constant), act, past)
                 i += width
         count = (aligned if i < aligned else stop) - i
         if count > 0:
-            w, b = along(pw, wi, i, w_step, count), along(pb, bi, i, b_step, count)
-            write_one(
-                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i, count, pdy, px, ps, pr, pdx, pdr, pm,
-                unit, origin, factor, w, fma(w, lack, b), w * r, by_d, constant, act, 0,
-            )  # fmt: skip
+            w, b = parameters_along(elements, i, count)
+            up = Upstream(unit, origin, factor, w, fma(w, centre.lack, b))
+            write_one(arrays, i, count, up, Gradient(w * means.rstd, by_d, constant), act, 0)
             i += count
 
 
 @device
-def steps_first(
-    phase, low, high, work, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act
-):
+def steps_first(phase, low, high, work, call):
     """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
+    px, statistics = call.arrays.x, call.statistics
     steps, pieces, per_block = work.sums, work.pieces, steps_of_unit(phase, work)
     u, first, expanded = low // per_block, low % per_block, -1
     n, g = u // work.G, u % work.G
     while low < high:
         count = min(high - low, per_block - first)
+        block, rstd = block_of(work, call, n, g), statistics.rstd[u]
+        centre, means = coefficients(px, statistics.mean[u], 0.0, rstd), offset(statistics.sums, 2 * n * work.G)
         if phase in (WHOLE, SUM):
-            until = steps if phase == WHOLE else first + count
-            sum_steps_first(work, n, g, first, until, pdy, px, ps, pr, pm, weight, bias, mean, rstd, sums, act)
+            sums = offset(call.channel_sums, n * work.C + block.channel)
+            sum_steps(work, block, centre, first, steps if phase == WHOLE else first + count, sums)
         if phase in (WHOLE, SETTLE):
-            settle_block(work, n, g, px, weight, mean, rstd, sums, block)
+            settle_block(work, block.parameters, g, centre.lack, offset(call.channel_sums, n * work.C), means)
         if phase in (WHOLE, WRITE):
+            expanded = expand(work, call.parameters, n, expanded, lanes(px), call.slot)
             until = pieces if phase == WHOLE else first + count
-            expanded = expand(work, n, expanded, lanes(px), weight, bias, slot)
-            write_pieces_first(
-                work, n, g, first, until, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act
-            )
-        low, first, g = low + count, 0, g + 1
+            write_pieces(work, block, first, until, centre, means_of(rstd, centre.lack, means, g))
+        low, first, u, g = low + count, 0, u + 1, g + 1
         if g == work.G:
             n, g = n + 1, 0
     if work.past != 0:

@@ -1,14 +1,28 @@
-"""The backward pass, channels last: a block is one sample, its groups side by side in each row."""
+"""The backward pass, channels last: a block is one sample, its groups side by side in each row.
 
-from .backward_first import settle_block
-from .callees import device
+Memory is walked as in the forward pass: sums column by column, results row by row.
+"""
+
+from .backward_first import means_of, settle_block
+from .callees import device, inlined
 from .geometry import SETTLE, SUM, WHOLE, WRITE
-from .masks import of_rows, run_of_rows, within_rows
-from .memory import accumulate, doubles_at, lanes, load, load_one, offset, splat, store_one, streamed
+from .masks import of_rows, run_of_rows
+from .memory import accumulate, doubles_at, lanes, load_one, offset, splat, store_one, streamed
 from .moments import coefficients
+from .operands import (
+    Gradient,
+    Tables,
+    Upstream,
+    at_row,
+    at_sample,
+    only_within_rows,
+    parameters_at,
+    parameters_of,
+    statistics_at,
+)  # fmt: skip
 from .phases import steps_of_unit
 from .results import aligned_from, clear_line, upstream, write_gradient
-from .tables import ROWS_IN_REGISTERS, clear, common_unit, fold, repeat, unit_at
+from .tables import ROWS_IN_REGISTERS, clear, common_unit, fold, repeat, table_at, unit_at
 from .vectors import fma
 
 # Tables of a task's scratch, each one value for each value of a row; BIAS has what d lacks to x_hat in it.
@@ -17,233 +31,188 @@ ORIGIN, UNIT, FACTOR, WEIGHT, BIAS, SCALE, BY_D, CONSTANT = range(8)
 SUMS_AT = SCALE
 
 
-@device
-def spread(work, n, g, px, slot, weight, bias, mean, rstd):
-    """Fill the tables ORIGIN .. BIAS for group g of sample n, and give its unit and what d lacks to x_hat."""
-    d_count, u, pitch = work.D, n * work.G + g, work.pitch
-    unit, origin, factor, lack = coefficients(px, mean[u], 0.0, rstd[u])
-    for c in range(g * d_count, (g + 1) * d_count):
-        w = weight[n * work.w_n + c * work.w_c]
-        store_one(slot, ORIGIN * pitch + c, origin)
-        store_one(slot, UNIT * pitch + c, unit)
-        store_one(slot, FACTOR * pitch + c, factor)
-        store_one(slot, WEIGHT * pitch + c, w)
-        store_one(slot, BIAS * pitch + c, bias[n * work.b_n + c * work.b_c] + lack * w)
-    return unit, lack
-
-
-@device
-def upstream_last(idy, ix, i_skip, ir, im, c, pdy, px, ps, pr, pm, slot, pitch, common, count, act):
-    """(dz, d) of the vector at these indices, whose coefficients stand at c of the tables."""
-    return upstream(
-        pdy, px, ps, pr, pm, idy, ix, i_skip, ir, im, count,
-        unit_at(slot, UNIT * pitch + c, common), load(slot, ORIGIN * pitch + c, None),
-        load(slot, FACTOR * pitch + c, None),
-        load(slot, WEIGHT * pitch + c, None), load(slot, BIAS * pitch + c, None), act,
-    )  # fmt: skip
-
-
-@device
-def sum_column(
-    work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common, count, act
-):
-    """Add `rows` rows, each `positions` positions, of the vector at c to that column's sums."""
-    a = splat(px, 0.0)
-    b = a
-    pitch = work.pitch
-    dy_step, x_step = positions * work.dy_r, positions * work.x_r
-    skip_step, residual_step = positions * work.skip_r, positions * work.res_r
-    mask_step, m_step = positions * work.mask_r, work.mask_c
-    for _ in range(rows):
-        dz, d = upstream_last(
-            idy + c, ix + c, i_skip + c, ir + c, im + c * m_step, c, pdy, px, ps, pr, pm, slot, pitch, common, count,
-            act,
-        )  # fmt: skip
-        a, b = a + dz, fma(dz, d, b)
-        idy, ix, i_skip, ir = idy + dy_step, ix + x_step, i_skip + skip_step, ir + residual_step
-        im += mask_step
-    accumulate(by_channel, c, a)
-    accumulate(by_channel, pitch + c, b)
-
-
-@device
-def sum_columns(work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common, act):
-    """`sum_column` for two whole vectors side by side."""
-    a0 = splat(px, 0.0)
-    b0, a1, b1 = a0, a0, a0
-    pitch, width = work.pitch, lanes(px)
-    c1 = c + width
-    dy_step, x_step = positions * work.dy_r, positions * work.x_r
-    skip_step, residual_step = positions * work.skip_r, positions * work.res_r
-    mask_step, m_step = positions * work.mask_r, work.mask_c
-    for _ in range(rows):
-        dz, d = upstream_last(
-            idy + c, ix + c, i_skip + c, ir + c, im + c * m_step, c, pdy, px, ps, pr, pm, slot, pitch, common, None, act
-        )
-        a0, b0 = a0 + dz, fma(dz, d, b0)
-        dz, d = upstream_last(
-            idy + c1, ix + c1, i_skip + c1, ir + c1, im + c1 * m_step, c1, pdy, px, ps, pr, pm, slot, pitch, common,
-            None, act,
-        )  # fmt: skip
-        a1, b1 = a1 + dz, fma(dz, d, b1)
-        idy, ix, i_skip, ir = idy + dy_step, ix + x_step, i_skip + skip_step, ir + residual_step
-        im += mask_step
-    accumulate(by_channel, c, a0)
-    accumulate(by_channel, pitch + c, b0)
-    accumulate(by_channel, c1, a1)
-    accumulate(by_channel, pitch + c1, b1)
-
-
-@device
-def sum_parts_last(work, n, low, high, pdy, px, ps, pr, pm, slot, weight, bias, mean, rstd, sums, act):
-    """Sums per channel over parts low .. high - 1 of sample n, each PART positions."""
-    c_count, channels, row, pitch = work.C, work.N * work.C, work.row, work.pitch
-    width, positions, common = lanes(px), row // c_count, 0.5
+@inlined
+def fill_tables(work, px, parameters, statistics, slot):
+    """The tables ORIGIN .. BIAS for a sample."""
+    pitch, common = work.pitch, 0.5
     for g in range(work.G):
-        unit, _ = spread(work, n, g, px, slot, weight, bias, mean, rstd)
-        common = common_unit(common, unit)
-    for table in range(SUMS_AT):
-        repeat(offset(slot, table * pitch), c_count, row)
-    by_channel = doubles_at(offset(slot, SUMS_AT * pitch))
+        centre = coefficients(px, statistics.mean[g], 0.0, statistics.rstd[g])
+        common = common_unit(common, centre.unit)
+        for c in range(g * work.D, (g + 1) * work.D):
+            w, b = parameters_of(parameters, work, c)
+            store_one(slot, ORIGIN * pitch + c, centre.origin)
+            store_one(slot, UNIT * pitch + c, centre.unit)
+            store_one(slot, FACTOR * pitch + c, centre.factor)
+            store_one(slot, WEIGHT * pitch + c, w)
+            store_one(slot, BIAS * pitch + c, b + centre.lack * w)
+    return Tables(slot, pitch, common)
+
+
+@inlined
+def fill_gradient_tables(work, px, parameters, statistics, slot):
+    """The tables SCALE .. CONSTANT for a sample whose statistics are settled."""
+    for g in range(work.G):
+        rstd = statistics.rstd[g]
+        lack = coefficients(px, statistics.mean[g], 0.0, rstd).lack
+        means = means_of(rstd, lack, statistics.sums, g)
+        for c in range(g * work.D, (g + 1) * work.D):
+            w, _ = parameters_of(parameters, work, c)
+            store_one(slot, SCALE * work.pitch + c, w * means.rstd)
+            store_one(slot, BY_D * work.pitch + c, means.by_d)
+            store_one(slot, CONSTANT * work.pitch + c, means.constant)
+
+
+@inlined
+def repeat_tables(work, slot, count, end):
+    """Continue the first `count` tables to value `end` of a row."""
+    for table in range(count):
+        repeat(offset(slot, table * work.pitch), work.C, end)
+
+
+@device
+def upstream_last(row, i, count, tables, c, act):
+    """(dz, d) of the vector at i, whose coefficients stand at c of the tables."""
+    by = Upstream(
+        unit_at(tables, UNIT, c), table_at(tables, ORIGIN, c), table_at(tables, FACTOR, c), table_at(tables, WEIGHT, c),
+        table_at(tables, BIAS, c),
+    )  # fmt: skip
+    return upstream(row, i, count, by, act)
+
+
+@device
+def sum_column(work, row, rows, tables, c, count, act):
+    """Add `rows` rows of the vector at c to that column's sums."""
+    sums, positions, a = doubles_at(offset(tables.slot, SUMS_AT * tables.pitch)), work.row // work.C, splat(row.x, 0.0)
+    b = a
+    for _ in range(rows):
+        dz, d = upstream_last(row, c, count, tables, c, act)
+        a, b = a + dz, fma(dz, d, b)
+        row = at_row(row, work, positions)
+    accumulate(sums, c, a)
+    accumulate(sums, tables.pitch + c, b)
+
+
+@device
+def sum_columns(work, row, rows, tables, c, act):
+    """`sum_column` for two whole vectors side by side."""
+    sums, positions, a0 = doubles_at(offset(tables.slot, SUMS_AT * tables.pitch)), work.row // work.C, splat(row.x, 0.0)
+    b0, a1, b1, c1 = a0, a0, a0, c + lanes(row.x)
+    for _ in range(rows):
+        dz, d = upstream_last(row, c, None, tables, c, act)
+        a0, b0 = a0 + dz, fma(dz, d, b0)
+        dz, d = upstream_last(row, c1, None, tables, c1, act)
+        a1, b1 = a1 + dz, fma(dz, d, b1)
+        row = at_row(row, work, positions)
+    accumulate(sums, c, a0)
+    accumulate(sums, tables.pitch + c, b0)
+    accumulate(sums, c1, a1)
+    accumulate(sums, tables.pitch + c1, b1)
+
+
+@device
+def sum_parts(work, sample, low, high, tables, sums, act):
+    """Sums per channel over parts low .. high - 1 of a sample, each PART positions."""
+    width, positions, channels, pitch = lanes(sample.x), work.row // work.C, work.N * work.C, tables.pitch
+    by_channel = doubles_at(offset(tables.slot, SUMS_AT * pitch))
     for k in range(low, high):
         clear(by_channel, 0, 2 * pitch)
         r, end = k * work.part, min((k + 1) * work.part, work.S)
         while r < end:
-            rows, length = min(ROWS_IN_REGISTERS, (end - r) // positions), row
+            rows, values = min(ROWS_IN_REGISTERS, (end - r) // positions), work.row
             if rows == 0:  # the last positions do not fill a row
-                rows, length = 1, (end - r) * c_count
-            idy, ix = n * work.dy_n + r * work.dy_r, n * work.x_n + r * work.x_r
-            i_skip, ir = n * work.skip_n + r * work.skip_r, n * work.res_n + r * work.res_r
-            im, c = n * work.mask_n + r * work.mask_r, 0
-            while c + 2 * width <= length:
-                sum_columns(
-                    work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common,
-                    act,
-                )  # fmt: skip
+                rows, values = 1, (end - r) * work.C
+            row, c = at_row(sample, work, r), 0
+            while c + 2 * width <= values:
+                sum_columns(work, row, rows, tables, c, act)
                 c += 2 * width
-            while c + width <= length:
-                sum_column(
-                    work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common,
-                    None, act,
-                )  # fmt: skip
+            while c + width <= values:
+                sum_column(work, row, rows, tables, c, None, act)
                 c += width
-            if c < length:
-                count = length - c
-                sum_column(
-                    work, idy, ix, i_skip, ir, im, rows, positions, c, pdy, px, ps, pr, pm, slot, by_channel, common,
-                    count, act,
-                )  # fmt: skip
+            if c < values:
+                sum_column(work, row, rows, tables, c, values - c, act)
             r += rows * positions
-        fold(by_channel, c_count, row)
-        fold(offset(by_channel, pitch), c_count, row)
-        at = 2 * k * channels + n * c_count
-        for c in range(c_count):
+        fold(by_channel, work.C, work.row)
+        fold(offset(by_channel, pitch), work.C, work.row)
+        at = 2 * k * channels
+        for c in range(work.C):
             sums[at + c], sums[at + channels + c] = load_one(by_channel, c), load_one(by_channel, pitch + c)
 
 
 @device
-def settle_sample_last(work, n, px, weight, mean, rstd, sums, block):
-    """`settle_block` for every group of sample n."""
-    for g in range(work.G):
-        settle_block(work, n, g, px, weight, mean, rstd, sums, block)
-
-
-@device
-def write_pieces_last(work, n, low, high, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act):
-    """Pieces low .. high - 1 of sample n, each RUN positions, the last first."""
-    c_count, d_count, pitch, common = work.C, work.D, work.pitch, 0.5
-    for g in range(work.G):
-        u = n * work.G + g
-        r, m1, m2 = rstd[u], block[2 * u], block[2 * u + 1]
-        unit, lack = spread(work, n, g, px, slot, weight, bias, mean, rstd)
-        common = common_unit(common, unit)
-        for c in range(g * d_count, (g + 1) * d_count):
-            store_one(slot, SCALE * pitch + c, weight[n * work.w_n + c * work.w_c] * r)
-            store_one(slot, BY_D * pitch + c, -r * m2)
-            store_one(slot, CONSTANT * pitch + c, -r * (m1 + lack * m2))
-    for table in range(CONSTANT + 1):
-        repeat(offset(slot, table * pitch), c_count, work.row + lanes(px))
+def write_pieces(work, sample, low, high, tables, act):
+    """Pieces low .. high - 1 of a sample, each RUN positions, the last first."""
     for piece in range(high - 1, low - 1, -1):
-        start, stop = piece * work.run, min((piece + 1) * work.run, work.S)
-        r = start
+        r, stop = piece * work.run, min((piece + 1) * work.run, work.S)
         while r < stop:
             end, valid = stop, True
-            if of_rows(pm):
-                end, valid = run_of_rows(pm, n * work.mask_n, work.mask_r, r, stop)
-            rows, length = 1, (end - r) * c_count
+            if of_rows(sample.mask):
+                end, valid = run_of_rows(sample.mask, work.mask_r, r, stop)
+            rows, length = 1, (end - r) * work.C
             if work.dense == 0:
-                rows, length = end - r, c_count
-            for row in range(r, r + rows):
-                idy, ix = n * work.dy_n + row * work.dy_r, n * work.x_n + row * work.x_r
-                i_skip, ir = n * work.skip_n + row * work.skip_r, n * work.res_n + row * work.res_r
-                idx, idr = n * work.y_n + row * work.y_r, n * work.dres_n + row * work.dres_r
-                im = n * work.mask_n + row * work.mask_r
+                rows, length = end - r, work.C
+            for at in range(r, r + rows):
+                row = at_row(sample, work, at)
                 if valid:
-                    write_span(
-                        work, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, within_rows(pm),
-                        slot, common, act,
-                    )  # fmt: skip
+                    write_span(work, only_within_rows(row), length, tables, act)
                 else:
-                    clear_line(work, pdx, idx, length)
-                    clear_line(work, pdr, idr, length)
+                    clear_line(work, row.y, length)
+                    clear_line(work, row.dresidual, length)
             r = end
 
 
 @device
-def write_span(work, idy, ix, i_skip, ir, idx, idr, im, length, pdy, px, ps, pr, pdx, pdr, pm, slot, common, act):
+def write_span(work, row, length, tables, act):
     """dx and dresidual for `length` consecutive values, as `forward_last.write_span`."""
-    width, row, pitch, m_step = lanes(px), work.row, work.pitch, work.mask_c
+    width, period = lanes(row.x), work.row
     i, c = 0, 0
-    aligned, past = aligned_from(work, pdx, idx, 0, length)
+    aligned, past = aligned_from(work, row.y, 0, length)
     while i < length:
         if i >= aligned:
-            last = min(length - width, i + row - 1 - c)
+            last = min(length - width, i + period - 1 - c)
             while i <= last:
-                write_column(
-                    idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i * m_step, c, pdy, px, ps, pr, pdx,
-                    pdr, pm, slot, pitch, common, None, act, past,
-                )  # fmt: skip
+                write_column(row, i, None, tables, c, act, past)
                 i, c = i + width, c + width
-            if c >= row:
-                c -= row
+            if c >= period:
+                c -= period
                 continue
         count = (aligned if i < aligned else length) - i
         if count > 0:
-            write_column(
-                idy + i, ix + i, i_skip + i, ir + i, idx + i, idr + i, im + i * m_step, c, pdy, px, ps, pr, pdx, pdr,
-                pm, slot, pitch, common, count, act, 0,
-            )  # fmt: skip
+            write_column(row, i, count, tables, c, act, 0)
             i, c = i + count, c + count
 
 
 @device
-def write_column(
-    idy, ix, i_skip, ir, idx, idr, im, c, pdy, px, ps, pr, pdx, pdr, pm, slot, pitch, common, count, act, past
-):
-    """dx and dresidual of one vector whose coefficients stand at c of the tables."""
-    dz, d = upstream_last(idy, ix, i_skip, ir, im, c, pdy, px, ps, pr, pm, slot, pitch, common, count, act)
-    scale, by_d = load(slot, SCALE * pitch + c, None), load(slot, BY_D * pitch + c, None)
-    constant = load(slot, CONSTANT * pitch + c, None)
-    write_gradient(dz, d, pdx, pdr, pm, idx, idr, im, count, scale, by_d, constant, past)
+def write_column(row, i, count, tables, c, act, past):
+    """dx and dresidual of the vector at i, whose coefficients stand at c of the tables."""
+    dz, d = upstream_last(row, i, count, tables, c, act)
+    by = Gradient(table_at(tables, SCALE, c), table_at(tables, BY_D, c), table_at(tables, CONSTANT, c))
+    write_gradient(row, i, count, dz, d, by, past)
 
 
 @device
-def steps_last(phase, low, high, work, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, sums, block, act):
+def steps_last(phase, low, high, work, call):
     """Channels last: steps low .. high - 1 of a phase, taken together as far as they are of one sample."""
-    parts, pieces, per_sample = work.parts, work.pieces, steps_of_unit(phase, work)
+    parts, pieces, per_sample, slot = work.parts, work.pieces, steps_of_unit(phase, work), call.slot
     while low < high:
         n, first = low // per_sample, low % per_sample
         count = min(high - low, per_sample - first)
+        sample, parameters = at_sample(call.arrays, work, n), parameters_at(call.parameters, work, n)
+        statistics = statistics_at(call.statistics, work, n, 2 * work.G)
+        sums = offset(call.channel_sums, n * work.C)
+        tables = Tables(slot, work.pitch, 0.5)
+        if phase != SETTLE:
+            tables = fill_tables(work, sample.x, parameters, statistics, slot)
+            repeat_tables(work, slot, SUMS_AT, work.row)
         if phase in (WHOLE, SUM):
-            until = parts if phase == WHOLE else first + count
-            sum_parts_last(work, n, first, until, pdy, px, ps, pr, pm, slot, weight, bias, mean, rstd, sums, act)
+            sum_parts(work, sample, first, parts if phase == WHOLE else first + count, tables, sums, call.act)
         if phase in (WHOLE, SETTLE):
-            settle_sample_last(work, n, px, weight, mean, rstd, sums, block)
+            for g in range(work.G):
+                lack = coefficients(sample.x, statistics.mean[g], 0.0, statistics.rstd[g]).lack
+                settle_block(work, parameters, g, lack, sums, statistics.sums)
         if phase in (WHOLE, WRITE):
-            until = pieces if phase == WHOLE else first + count
-            write_pieces_last(
-                work, n, first, until, pdy, px, ps, pr, pdx, pdr, pm, slot, weight, bias, mean, rstd, block, act
-            )
+            fill_gradient_tables(work, sample.x, parameters, statistics, slot)
+            repeat_tables(work, slot, CONSTANT + 1, work.row + lanes(sample.x))
+            write_pieces(work, sample, first, pieces if phase == WHOLE else first + count, tables, call.act)
         low += count
     if work.past != 0:
         streamed()

@@ -60,7 +60,7 @@ at_fork(
 SOURCES = (
     "cache", "callees", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry",
     "moments", "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
-    "backward_last", "backward_rows", "inside", "links", "numba_caching", "numba_names",
+    "backward_last", "backward_rows", "inside", "links", "operands", "numba_caching", "numba_names",
     "padding", "scheduled", "sharing", "work",
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from .forward_last import steps_last
 from .geometry import CHANNELS_FIRST
 from .masks import mask_pointer
 from .memory import absent, offset, pointer, values
+from .operands import Arrays, Forward, Parameters, Statistics, at_sample, parameters_at
 from .phases import steps_of_unit
 from .sharing import run_tasks
 from .vectors import code
@@ -20,23 +21,19 @@ from .work import work_at
 
 
 @inlined
-def forward_task(
-    t, run, phase, steps, tasks, problems, dims, eps, px, ps, pr, py, pm, slots, weight, bias, statistics, act
-):
+def forward_task(t, run, phase, steps, tasks, problems, dims, call):
     """Task t of a phase: over the (n, g) blocks or parts of them, or over problems, a stretch of neighbours to each."""
-    low, high, all_work = t * steps // tasks, (t + 1) * steps // tasks, work_at(dims, 0)
-    slot, count = offset(slots, t * all_work.slot), all_work.batch * all_work.G
+    low, high, batch = t * steps // tasks, (t + 1) * steps // tasks, work_at(dims, 0)
+    slot, statistics = offset(call.slot, t * batch.slot), call.statistics
     for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
         own = work_at(dims, q)
         n = own.sample
-        mean = offset(statistics, n * own.G)
         first, last = (low, high) if problems == 1 else (0, own.units * steps_of_unit(phase, own))
-        run(
-            phase, first, last, own, eps, offset(px, n * own.x_n), offset(ps, n * own.skip_n),
-            offset(pr, n * own.res_n), offset(py, n * own.y_n), offset(pm, n * own.mask_n), slot,
-            offset(weight, n * own.w_n), offset(bias, n * own.b_n), mean, offset(mean, count),
-            offset(statistics, 2 * count + own.at), act,
-        )  # fmt: skip
+        of_sample = Statistics(
+            offset(statistics.mean, n * own.G), offset(statistics.rstd, n * own.G), offset(statistics.sums, own.at)
+        )
+        arrays, parameters = at_sample(call.arrays, own, n), parameters_at(call.parameters, own, n)
+        run(phase, first, last, own, Forward(arrays, parameters, of_sample, slot, call.eps, call.act))
 
 
 @entry
@@ -53,17 +50,22 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, mask_kind, activati
         if sources == 0:
             return
         problems, table = dims.shape[0], values(dims)
-        work = work_at(table, 0)
-        px, py, pm = pointer(x, x_kind), pointer(y, y_kind), mask_pointer(mask, mask_kind)
-        ps = absent(px) if skip_kind < 0 else pointer(skip, skip_kind)
-        pr = absent(px) if residual_kind < 0 else pointer(residual, residual_kind)
+        work, sums = work_at(table, 0), values(statistics)
+        px = pointer(x, x_kind)
+        none, groups = absent(px), work.batch * work.G
+        call = Forward(
+            Arrays(
+                px, none if skip_kind < 0 else pointer(skip, skip_kind),
+                none if residual_kind < 0 else pointer(residual, residual_kind), none, pointer(y, y_kind), none,
+                mask_pointer(mask, mask_kind),
+            ),
+            Parameters(values(weight), values(bias)),
+            Statistics(sums, offset(sums, groups), offset(sums, 2 * groups)), values(scratch), eps, code(activation),
+        )  # fmt: skip
         for phase in range(work.first, work.last):
             steps = work.units * steps_of_unit(phase, work) if problems == 1 else problems
             tasks = 1 if launcher == 0 else min(steps, work.slots)
-            given = (
-                phase, steps, tasks, problems, table, eps, px, ps, pr, py, pm, values(scratch), values(weight),
-                values(bias), values(statistics), code(activation),
-            )  # fmt: skip
+            given = phase, steps, tasks, problems, table, call
             if layout == CHANNELS_FIRST:
                 run_tasks(launcher, tasks, forward_task, steps_first, given)
             else:

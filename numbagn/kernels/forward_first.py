@@ -1,123 +1,116 @@
-"""The forward pass, channels first: a block is one group of one sample, consecutive in memory."""
+"""The forward pass, channels first: a block is one group of one sample, consecutive in memory.
+
+Memory is walked channel after channel, each position after position, or as one line where there are no gaps between
+channels.
+"""
+
+import numpy as np
 
 from .callees import device, inlined
 from .geometry import CHANNELS_FIRST, SETTLE, SUM, WHOLE, WRITE
-from .memory import exact, lanes, prefetch, present, splat, streamed
+from .memory import lanes, offset, prefetch, present, splat, streamed
 from .moments import coefficients, difference, line_sums, location, rstd_of, settle
+from .operands import Affine, Block, at_element, at_row, at_sample, exactly, parameters_at, parameters_of
 from .phases import steps_of_unit
 from .results import aligned_from, clear_run, elements_ahead, write_end, write_vector
-from .tables import along, element_parameters, expand
+from .tables import element_parameters, expand, parameters_along
 from .vectors import doubles, fma, join, lane_sum
 
 
 @inlined
-def sum_part_first(work, n, g, k, px, ps, pm, partial):
-    """Sums over part k of block (n, g), PART elements of its line."""
-    c, start = g * work.D, k * work.part
-    x_base, skip_base = n * work.x_n + c * work.x_r, n * work.skip_n + c * work.skip_r
-    m_base = n * work.mask_n + c * work.mask_r
-    k_near = location(work, CHANNELS_FIRST, px, ps, x_base, skip_base)
-    count = min(work.part, work.D * work.S - start)
-    total, squares = line_sums(work, px, ps, pm, x_base, skip_base, m_base, start, count, k_near)
-    at = 2 * ((n * work.G + g) * work.parts + k)
-    partial[at], partial[at + 1] = total, squares
+def block_of(work, call, n, g):
+    """Group g of sample n."""
+    arrays, channel = at_sample(call.arrays, work, n), g * work.D
+    parameters = parameters_at(call.parameters, work, n)
+    return Block(at_row(arrays, work, channel), n, parameters, channel, call.slot, call.act)
 
 
 @inlined
-def settle_block_first(work, n, g, px, ps, pm, partial, mean, rstd, eps):
-    """Mean and rstd (or M2) of block (n, g) from its partial sums, added in order.
+def sum_part(work, block, k, sums):
+    """Sums over part k of a block, PART elements of its line."""
+    start = k * work.part
+    near = location(work, CHANNELS_FIRST, block.arrays)
+    count = min(work.part, work.D * work.S - start)
+    sums[2 * k], sums[2 * k + 1] = line_sums(work, block.arrays, start, count, near)
 
-    What the mean lost comes first there.
-    """
-    u, c = n * work.G + g, g * work.D
-    x_base, skip_base = n * work.x_n + c * work.x_r, n * work.skip_n + c * work.skip_r
-    m_base = n * work.mask_n + c * work.mask_r
-    k = location(work, CHANNELS_FIRST, px, ps, x_base, skip_base)
+
+@inlined
+def settle_block(work, block, u, call, sums):
+    """Mean and rstd (or M2) of block u from its partial sums, added in order; what the mean lost comes first there."""
+    k = location(work, CHANNELS_FIRST, block.arrays)
     total, squares = 0.0, 0.0
-    for at in range(2 * u * work.parts, 2 * (u + 1) * work.parts, 2):
-        total += partial[at]
-        squares += partial[at + 1]
-    mean[u], partial[2 * u * work.parts], m2, variance = settle(
-        work, CHANNELS_FIRST, px, ps, pm, x_base, skip_base, m_base, k, total, squares, eps
-    )
-    rstd[u] = m2 if work.keep_m2 != 0 else rstd_of(variance, eps)
+    for part in range(work.parts):
+        total += sums[2 * part]
+        squares += sums[2 * part + 1]
+    mean, sums[0], m2, variance = settle(work, CHANNELS_FIRST, block.arrays, k, total, squares, call.eps)
+    call.statistics.mean[u] = mean
+    call.statistics.rstd[u] = m2 if work.keep_m2 != 0 else rstd_of(variance, call.eps)
 
 
 @device
-def one_vector_blocks(work, low, high, eps, px, ps, pr, py, pm, slot, weight, bias, mean, rstd, act):
+def one_vector_blocks(work, low, high, call):
     """Blocks low .. high - 1 whole, where each is at most one vector and its channels are shorter than that.
 
-    Three times as fast as step by step: (64, 48, 5) in groups of three channels took 74 us. There is no mask here, so
-    any index stands for its own; a literal one would have its callees compiled again.
+    Three times as fast as step by step: (64, 48, 5) in groups of three channels took 74 us.
     """
     size, n, g, expanded = work.D * work.S, low // work.G, low % work.G, -1
+    first = np.int64(0)  # no literal, for which callees would be compiled again
+    px, statistics = call.arrays.x, call.statistics
     for u in range(low, high):
-        expanded = expand(work, n, expanded, lanes(px), weight, bias, slot)
-        block = g * size
-        ix, i_skip = n * work.x_n + block, n * work.skip_n + block
-        k = location(work, CHANNELS_FIRST, px, ps, ix, i_skip)
-        d = difference(exact(px, ps), exact(ps, ps), pm, ix, i_skip, ix, splat(px, k), size)
+        expanded = expand(work, call.parameters, n, expanded, lanes(px), call.slot)
+        arrays = at_element(at_sample(call.arrays, work, n), work, g * size)
+        k = location(work, CHANNELS_FIRST, arrays)
+        d = difference(exactly(arrays), first, splat(px, k), size)
         total, squares = lane_sum(doubles(d)), lane_sum(doubles(d * d))
-        mean[u], lost, _, variance = settle(work, CHANNELS_FIRST, px, ps, pm, ix, i_skip, ix, k, total, squares, eps)
-        rstd[u] = rstd_of(variance, eps)
-        unit, origin, factor, lack = coefficients(px, mean[u], lost, rstd[u])
-        pw, wi, w_step, pb, bi, b_step = element_parameters(work, n, block, weight, bias, slot)
-        w, b = along(pw, wi, 0, w_step, size), along(pb, bi, 0, b_step, size)
-        write_vector(
-            px, ps, pr, py, pm, ix, i_skip, n * work.res_n + block, n * work.y_n + block, ix, size,
-            splat(px, unit), splat(px, origin), w * factor, fma(w, lack, b), act, 0,
+        mean, lost, _, variance = settle(work, CHANNELS_FIRST, arrays, k, total, squares, call.eps)
+        rstd = rstd_of(variance, call.eps)
+        statistics.mean[u], statistics.rstd[u] = mean, rstd
+        centre = coefficients(px, mean, lost, rstd)
+        elements = element_parameters(work, parameters_at(call.parameters, work, n), g * size, call.slot)
+        w, b = parameters_along(elements, first, size)
+        affine = Affine(
+            splat(px, centre.unit), splat(px, centre.origin), w * centre.factor, fma(w, centre.lack, b)
         )  # fmt: skip
+        write_vector(arrays, first, size, affine, call.act, 0)
         g += 1
         if g == work.G:
             n, g = n + 1, 0
 
 
 @inlined
-def write_pieces_first(work, n, g, low, high, px, ps, pr, py, pm, weight, bias, slot, mean, rstd, partial, act):
-    """Pieces low .. high - 1 of block (n, g), each RUN elements of its line.
+def write_pieces(work, block, low, high, centre):
+    """Pieces low .. high - 1 of a block, each RUN elements of its line.
 
     The last comes first: of a block larger than a cache, what was summed last is still there.
     """
-    u, size, c = n * work.G + g, work.D * work.S, g * work.D
-    unit, origin, factor, lack = coefficients(px, mean[u], partial[2 * u * work.parts], rstd[u])
-    ix, i_skip = n * work.x_n + c * work.x_r, n * work.skip_n + c * work.skip_r
-    ir, iy = n * work.res_n + c * work.res_r, n * work.y_n + c * work.y_r
-    im = n * work.mask_n + c * work.mask_r
     for piece in range(high - 1, low - 1, -1):
         start = piece * work.run
-        stop = min(start + work.run, size)
-        if work.S < lanes(px):
-            write_elements(
-                work, n, g * size, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, slot,
-                unit, origin, factor, lack, act,
-            )  # fmt: skip
+        stop = min(start + work.run, work.D * work.S)
+        if work.S < lanes(block.arrays.x):
+            write_elements(work, block, start, stop, centre)
         elif work.dense != 0:
-            write_channels(
-                work, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, unit, origin, factor,
-                lack, act,
-            )  # fmt: skip
+            write_channels(work, block, start, stop, centre)
         else:
-            write_rows(
-                work, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, unit, origin, factor,
-                lack, act,
-            )  # fmt: skip
+            write_rows(work, block, start, stop, centre)
+
+
+@inlined
+def scale_and_shift(work, block, c, centre):
+    """Those of channel c of a block, in every lane."""
+    w, b = parameters_of(block.parameters, work, block.channel + c)
+    return splat(block.arrays.x, centre.factor * w), splat(block.arrays.x, centre.lack * w + b)
 
 
 @device
-def write_channels(
-    work, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, unit, origin,
-    factor, lack, act,
-):  # fmt: skip
+def write_channels(work, block, start, stop, centre):
     """Elements start .. stop - 1 of a block whose channels are a vector or longer, in whole aligned vectors."""
-    width, s_count = lanes(px), work.S
-    unit, origin = splat(px, unit), splat(px, origin)
+    arrays, act, width, s_count = block.arrays, block.act, lanes(block.arrays.x), work.S
+    unit, origin = splat(arrays.x, centre.unit), splat(arrays.x, centre.origin)
     i = start
-    aligned, past = aligned_from(work, py, iy, start, stop)
+    aligned, past = aligned_from(work, arrays.y, start, stop)
     c = start // s_count
     end = (c + 1) * s_count
-    wi, bi = n * work.w_n + g * work.D * work.w_c, n * work.b_n + g * work.D * work.b_c
-    w, b = weight[wi + c * work.w_c], bias[bi + c * work.b_c]
-    scale, shift = splat(px, factor * w), splat(px, lack * w + b)
+    scale, shift = scale_and_shift(work, block, c, centre)
     while i < stop:
         whole = i >= aligned and i + width <= stop
         count = width if whole else min((aligned if i < aligned else stop) - i, width)
@@ -126,127 +119,102 @@ def write_channels(
         if own <= count:
             c, end = c + 1, end + s_count
             if i + own < stop:
-                w, b = weight[wi + c * work.w_c], bias[bi + c * work.b_c]
-                scale, shift = splat(px, factor * w), splat(px, lack * w + b)
+                scale, shift = scale_and_shift(work, block, c, centre)
             if own < count:  # a vector that belongs to two channels
                 v_scale, v_shift, last = join(v_scale, scale, own), join(v_shift, shift, own), i
+        affine = Affine(unit, origin, v_scale, v_shift)
         if whole:
             while i <= last:
-                write_vector(
-                    px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, unit, origin, v_scale,
-                    v_shift, act, past,
-                )  # fmt: skip
+                write_vector(arrays, i, None, affine, act, past)
                 i += width
         else:
-            write_vector(
-                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, count, unit, origin, v_scale, v_shift,
-                act, 0,
-            )  # fmt: skip
+            write_vector(arrays, i, count, affine, act, 0)
             i += count
 
 
 @device
-def write_rows(
-    work, n, g, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, unit, origin,
-    factor, lack, act,
-):  # fmt: skip
+def write_rows(work, block, start, stop, centre):
     """The same where there are gaps from channel to channel, or a mask that is the same for all of them.
 
     Apart from `write_channels`, which took half as long again on rows of 100 elements. A row's room is filled up with
     zeros: on their own, later, they took a third of the time of large arrays.
     """
-    width, s_count = lanes(px), work.S
-    unit, origin = splat(px, unit), splat(px, origin)
+    act, width, s_count = block.act, lanes(block.arrays.x), work.S
+    unit, origin = splat(block.arrays.x, centre.unit), splat(block.arrays.x, centre.origin)
     c = start // s_count
     s = start - c * s_count
-    ix, i_skip, ir = ix + c * work.x_r + s, i_skip + c * work.skip_r + s, ir + c * work.res_r + s
-    iy, im = iy + c * work.y_r + s, im + c * work.mask_r + s
-    wi, bi = n * work.w_n + (g * work.D + c) * work.w_c, n * work.b_n + (g * work.D + c) * work.b_c
+    row = at_element(at_row(block.arrays, work, c), work, s)
     while start < stop:
-        count, w = min(s_count - s, stop - start), weight[wi]
+        count = min(s_count - s, stop - start)
         room = max(count, work.room - s) if s + count == s_count else count
-        scale, shift = splat(px, factor * w), splat(px, lack * w + bias[bi])
-        i, past = aligned_from(work, py, iy, 0, count)
+        scale, shift = scale_and_shift(work, block, c, centre)
+        affine = Affine(unit, origin, scale, shift)
+        i, past = aligned_from(work, row.y, 0, count)
         if i > 0:
-            write_vector(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, i, unit, origin, scale, shift, act, 0)
+            write_vector(row, 0, i, affine, act, 0)
         while i + width <= count:
-            write_vector(
-                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, unit, origin, scale, shift, act,
-                past,
-            )  # fmt: skip
+            write_vector(row, i, None, affine, act, past)
             i += width
         if i + width <= room:
-            write_end(
-                px, ps, pr, py, ix + i, i_skip + i, ir + i, iy + i, count - i, unit, origin, scale, shift, act, past
-            )
+            write_end(row, i, count - i, affine, act, past)
             i += width
         elif i < count:
-            write_vector(
-                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, count - i, unit, origin, scale, shift,
-                act, 0,
-            )  # fmt: skip
+            write_vector(row, i, count - i, affine, act, 0)
             i = count
-        clear_run(py, iy + i, room - i, past)
-        start, wi, bi = start + count, wi + work.w_c, bi + work.b_c
-        ix, i_skip, ir = ix + work.x_r - s, i_skip + work.skip_r - s, ir + work.res_r - s
-        iy, im, s = iy + work.y_r - s, im + work.mask_r - s, 0
+        clear_run(row.y, i, room - i, past)
+        start, c = start + count, c + 1
+        row, s = at_element(at_row(row, work, 1), work, -s), 0
 
 
 @inlined
-def write_elements(
-    work, n, block, start, stop, ix, i_skip, ir, iy, im, px, ps, pr, py, pm, weight, bias, slot, unit, origin, factor,
-    lack, act,
-):  # fmt: skip
+def write_elements(work, block, start, stop, centre):
     """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
-    unit, origin = splat(px, unit), splat(px, origin)
-    width = lanes(px)
-    pw, wi, w_step, pb, bi, b_step = element_parameters(work, n, block, weight, bias, slot)
+    arrays, act, width = block.arrays, block.act, lanes(block.arrays.x)
+    unit, origin = splat(arrays.x, centre.unit), splat(arrays.x, centre.origin)
+    elements = element_parameters(work, block.parameters, block.channel * work.S, block.slot)
     i = start
-    aligned, past = aligned_from(work, py, iy, start, stop)
-    ahead = ix + elements_ahead(work, n, work.x_n)
+    aligned, past = aligned_from(work, arrays.y, start, stop)
+    ahead = elements_ahead(work, block.n, work.x_n)
     while i < stop:
         if i >= aligned:
             while i + width <= stop:
-                prefetch(px, ahead + i)
-                w, b = along(pw, wi, i, w_step, None), along(pb, bi, i, b_step, None)
-                write_vector(
-                    px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, None, unit, origin, w * factor,
-                    fma(w, lack, b), act, past,
-                )  # fmt: skip
+                prefetch(arrays.x, ahead + i)
+                w, b = parameters_along(elements, i, None)
+                affine = Affine(unit, origin, w * centre.factor, fma(w, centre.lack, b))
+                write_vector(arrays, i, None, affine, act, past)
                 i += width
         count = (aligned if i < aligned else stop) - i
         if count > 0:
-            w, b = along(pw, wi, i, w_step, count), along(pb, bi, i, b_step, count)
-            write_vector(
-                px, ps, pr, py, pm, ix + i, i_skip + i, ir + i, iy + i, im + i, count, unit, origin, w * factor,
-                fma(w, lack, b), act, 0,
-            )  # fmt: skip
+            w, b = parameters_along(elements, i, count)
+            write_vector(arrays, i, count, Affine(unit, origin, w * centre.factor, fma(w, centre.lack, b)), act, 0)
             i += count
 
 
 @device
-def steps_first(phase, low, high, work, eps, px, ps, pr, py, pm, slot, weight, bias, mean, rstd, partial, act):
+def steps_first(phase, low, high, work, call):
     """Channels first: steps low .. high - 1 of a phase, taken together as far as they are of one block."""
-    if phase == WHOLE and work.S < lanes(px) and work.D * work.S <= lanes(px) and not present(pm):
-        one_vector_blocks(work, low, high, eps, px, ps, pr, py, pm, slot, weight, bias, mean, rstd, act)
+    arrays, statistics = call.arrays, call.statistics
+    short = work.S < lanes(arrays.x) and work.D * work.S <= lanes(arrays.x)
+    if phase == WHOLE and short and not present(arrays.mask):
+        one_vector_blocks(work, low, high, call)
         return
     parts, pieces, per_block = work.parts, work.pieces, steps_of_unit(phase, work)
     u, first, expanded = low // per_block, low % per_block, -1
     n, g = u // work.G, u % work.G
     while low < high:  # without divisions, which are slow: with blocks of 15 elements they took an eighth of the time
         count = min(high - low, per_block - first)
+        block, sums = block_of(work, call, n, g), offset(statistics.sums, 2 * u * parts)
         if phase in (WHOLE, SUM):
             for k in range(first, parts if phase == WHOLE else first + count):
-                sum_part_first(work, n, g, k, px, ps, pm, partial)
+                sum_part(work, block, k, sums)
         if phase in (WHOLE, SETTLE):
-            settle_block_first(work, n, g, px, ps, pm, partial, mean, rstd, eps)
+            settle_block(work, block, u, call, sums)
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
-            expanded = expand(work, n, expanded, lanes(px), weight, bias, slot)
-            write_pieces_first(
-                work, n, g, first, until, px, ps, pr, py, pm, weight, bias, slot, mean, rstd, partial, act
-            )
-        low, first, g = low + count, 0, g + 1
+            expanded = expand(work, call.parameters, n, expanded, lanes(arrays.x), call.slot)
+            centre = coefficients(arrays.x, statistics.mean[u], sums[0], statistics.rstd[u])
+            write_pieces(work, block, first, until, centre)
+        low, first, u, g = low + count, 0, u + 1, g + 1
         if g == work.G:
             n, g = n + 1, 0
     if work.past != 0:

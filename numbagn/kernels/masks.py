@@ -52,13 +52,13 @@ def within_rows(typingctx, ptr):
 
 
 @device
-def run_of_rows(pm, base, step, first, stop):
+def run_of_rows(mask, step, first, stop):
     """(where the rows end that are valid or not as the first one is, whether they are), for a mask of rows.
 
-    Row r's flag is at base + r * step.
+    Row r's flag is at r * step.
     """
-    valid, end = is_valid(pm, base + first * step), first + 1
-    while end < stop and is_valid(pm, base + end * step) == valid:
+    valid, end = is_valid(mask, first * step), first + 1
+    while end < stop and is_valid(mask, end * step) == valid:
         end += 1
     return end, valid
 
@@ -67,18 +67,18 @@ def run_of_rows(pm, base, step, first, stop):
 def only_valid(typingctx, ptr, index, value):
     """`value` with zeros in the lanes that a mask is not set for; ptr[index] is what belongs to the first lane.
 
-    All lanes are read: masks have a margin of 64 bytes on both sides.
+    A mask of rows stands at the row's: the index does not matter. All lanes are read: masks have a margin of 64 bytes
+    on both sides.
     """
 
     def codegen(context, builder, sig, args):
         if ptr.absent:
             return args[2]
-        place = builder.gep(args[0], [args[1]])
         none = ir.Constant(args[2].type, None)
         if ptr.kind == "mask of rows":
-            return builder.select(builder.icmp_unsigned("!=", builder.load(place), I8(0)), args[2], none)
+            return builder.select(builder.icmp_unsigned("!=", builder.load(args[0]), I8(0)), args[2], none)
         raw = ir.VectorType(I8, value.lanes)
-        mask = builder.load(builder.bitcast(place, raw.as_pointer()), align=1)
+        mask = builder.load(builder.bitcast(builder.gep(args[0], [args[1]]), raw.as_pointer()), align=1)
         return builder.select(builder.icmp_unsigned("!=", mask, ir.Constant(raw, None)), args[2], none)
 
     return value(ptr, types.int64, value), codegen

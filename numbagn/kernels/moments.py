@@ -17,7 +17,8 @@ from .callees import device, inlined
 from .formulas import sum_and_loss, sum_difference
 from .geometry import CHANNELS_FIRST, CHANNELS_LAST, SPOT_0
 from .masks import is_valid, only_valid
-from .memory import exact, is_exact, lanes, load, load_from, load_one, present, rounded, splat
+from .memory import is_exact, lanes, load, load_from, load_one, present, rounded, splat
+from .operands import Centre, at_element, at_row, exactly, past_gap
 from .vectors import doubles, fma, join, keep, lane_sum, shifted
 from .work import field
 
@@ -49,73 +50,68 @@ def spot(work, layout, stride, i):
 
 
 @device
-def scattered_location(work, layout, px, ps, x_base, skip_base):
+def scattered_location(work, layout, block):
     """`location` wherever the elements lie."""
     total = 0.0
     for i in range(1, 8, 2):
-        at, skip_at = x_base + spot(work, layout, work.x_r, i), skip_base + spot(work, layout, work.skip_r, i)
-        total += 0.25 * (load_one(px, at) + load_one(ps, skip_at))
-    return rounded(px, total)
+        at, skip_at = spot(work, layout, work.x_r, i), spot(work, layout, work.skip_r, i)
+        total += 0.25 * (load_one(block.x, at) + load_one(block.skip, skip_at))
+    return rounded(block.x, total)
 
 
 @inlined
-def location(work, layout, px, ps, x_base, skip_base):
+def location(work, layout, block):
     """K before the mean is known: the mean of four of the block's valid elements, rounded to the accumulator's type.
 
     It equals the mean exactly where all elements are equal.
     """
     if layout != CHANNELS_FIRST or work.dense == 0 or work.valid < work.S:
-        return scattered_location(work, layout, px, ps, x_base, skip_base)
+        return scattered_location(work, layout, block)
     size = work.D * work.S  # as `spot` says, without divisions: they were a fifth of the time of small blocks
     total = 0.0
     for i in range(1, 8, 2):
         at = size * i // 8
-        total += 0.25 * (load_one(px, x_base + at) + load_one(ps, skip_base + at))
-    return rounded(px, total)
+        total += 0.25 * (load_one(block.x, at) + load_one(block.skip, at))
+    return rounded(block.x, total)
 
 
 @device
-def difference(px, ps, pm, ix, i_skip, im, k, count):
-    """x + skip - K, with zeros where x is not valid and from lane `count` on; x itself through `exact` pointers."""
-    if present(ps):
-        total, lost = sum_and_loss(load(px, ix, count), load(ps, i_skip, count))
+def difference(row, i, k, count):
+    """x + skip - K of the vector at i, with zeros where x is not valid and from lane `count` on."""
+    if present(row.skip):
+        total, lost = sum_and_loss(load(row.x, i, count), load(row.skip, i, count))
         d = shifted(total, k) + lost
     else:
-        d = shifted(load(px, ix, count), k)
-    return keep(only_valid(pm, im, d), count)
+        d = shifted(load(row.x, i, count), k)
+    return keep(only_valid(row.mask, i, d), count)
 
 
 @device
-def joined_difference(px, ps, pm, ix, i_skip, im, first, x_gap, skip_gap, mask_gap, k, count):
-    """The same where lanes from `first` on belong to the next row, which begins after a gap."""
-    before = difference(px, ps, pm, ix, i_skip, im, k, first)
-    if present(ps):
-        total, lost = sum_and_loss(
-            load_from(px, ix + x_gap, first, count), load_from(ps, i_skip + skip_gap, first, count)
-        )
+def joined_difference(row, following, i, first, k, count):
+    """The same where lanes from `first` on belong to the next row: `following`, which has the same indices."""
+    before = difference(row, i, k, first)
+    if present(row.skip):
+        total, lost = sum_and_loss(load_from(following.x, i, first, count), load_from(following.skip, i, first, count))
         d = shifted(total, k) + lost
     else:
-        d = shifted(load_from(px, ix + x_gap, first, count), k)
-    return join(before, keep(only_valid(pm, im + mask_gap, d), count), first)
+        d = shifted(load_from(following.x, i, first, count), k)
+    return join(before, keep(only_valid(following.mask, i, d), count), first)
 
 
 @inlined
-def add_fours(px, ps, pm, ix, i_skip, im, i, last, k, s0, q0):
+def add_fours(line, i, last, k, s0, q0):
     """Add elements from i on to the sums, four vectors at a time, as long as the second two begin at `last` at most.
 
     Gives where it stopped and the sums. For exact sums, which may be added in any order: 0.25 ns a vector instead of
     0.44 with two at a time, as the sums of squares wait for each other.
     """
-    width = lanes(px)
-    s1 = splat(px, 0.0)
+    width = lanes(line.x)
+    s1 = splat(line.x, 0.0)
     q1, s2, q2, s3, q3 = s1, s1, s1, s1, s1
     while i + 2 * width <= last:
-        j = i + width
-        d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, None)
-        d1 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, None)
-        i, j = i + 2 * width, j + 2 * width
-        d2 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, None)
-        d3 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, None)
+        d0, d1 = difference(line, i, k, None), difference(line, i + width, k, None)
+        i += 2 * width
+        d2, d3 = difference(line, i, k, None), difference(line, i + width, k, None)
         s0, q0 = s0 + d0, fma(d0, d0, q0)
         s1, q1 = s1 + d1, fma(d1, d1, q1)
         s2, q2 = s2 + d2, fma(d2, d2, q2)
@@ -125,30 +121,28 @@ def add_fours(px, ps, pm, ix, i_skip, im, i, last, k, s0, q0):
 
 
 @device
-def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_gap, k):
-    """(sum of x - K, sum of (x - K)**2), in float64, over n elements in rows of `row` with gaps between them.
+def shifted_sums(work, line, n, end, length, k):
+    """(sum of x - K, sum of (x - K)**2), in float64, over n elements in rows of `length` with gaps between them.
 
     The first row ends after `end` elements. What is added to what does not depend on the rows.
     """
-    width, chunk = lanes(px), EXACT_CHUNK if is_exact(px, ps) else CHUNK
-    k, px, ps = splat(px, k), exact(px, ps), exact(ps, ps)
-    total = doubles(splat(px, 0.0))
+    width, of_bytes = lanes(line.x), is_exact(line.x, line.skip)
+    chunk, k, line = EXACT_CHUNK if of_bytes else CHUNK, splat(line.x, k), exactly(line)
+    total = doubles(splat(line.x, 0.0))
     squares = total
     i = 0
     while i < n:
         stop = min(i + chunk, n)
         # two accumulators each: with one the additions wait for each other
-        s0 = splat(px, 0.0)
+        s0 = splat(line.x, 0.0)
         s1, q0, q1 = s0, s0, s0
         pairs = i + (stop - i) // (2 * width) * (2 * width)
         while i < stop:
             last = min(pairs, end) - 2 * width
-            if is_exact(px, ps):
-                i, s0, q0 = add_fours(px, ps, pm, ix, i_skip, im, i, last, k, s0, q0)
+            if of_bytes:
+                i, s0, q0 = add_fours(line, i, last, k, s0, q0)
             while i <= last:
-                j = i + width
-                d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, None)
-                d1 = difference(px, ps, pm, ix + j, i_skip + j, im + j, k, None)
+                d0, d1 = difference(line, i, k, None), difference(line, i + width, k, None)
                 s0, q0 = s0 + d0, fma(d0, d0, q0)
                 s1, q1 = s1 + d1, fma(d1, d1, q1)
                 i += 2 * width
@@ -158,12 +152,11 @@ def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_
             while i < until:
                 count = min(width, until - i)
                 if end - i >= count:
-                    d0 = difference(px, ps, pm, ix + i, i_skip + i, im + i, k, count)
+                    d0 = difference(line, i, k, count)
                 else:
-                    d0 = joined_difference(
-                        px, ps, pm, ix + i, i_skip + i, im + i, end - i, x_gap, skip_gap, mask_gap, k, count
-                    )
-                    ix, i_skip, im, end = ix + x_gap, i_skip + skip_gap, im + mask_gap, end + row
+                    following = past_gap(line, work, length)
+                    d0 = joined_difference(line, following, i, end - i, k, count)
+                    line, end = following, end + length
                 if second:
                     s1, q1 = s1 + d0, fma(d0, d0, q1)
                 else:
@@ -176,60 +169,55 @@ def shifted_sums(px, ps, pm, ix, i_skip, im, n, end, row, x_gap, skip_gap, mask_
 
 
 @inlined
-def line_sums(work, px, ps, pm, x_base, skip_base, m_base, start, n, k):
+def line_sums(work, block, start, n, k):
     """Channels first: `shifted_sums` over elements start .. start + n - 1 of a block."""
-    c, s, end, row = 0, start, n, n
+    c, s, end, length = 0, start, n, n
     if work.dense == 0:
-        row = work.S
-        c, s = start // row, start % row
-        end = row - s
-    return shifted_sums(
-        px, ps, pm, x_base + c * work.x_r + s, skip_base + c * work.skip_r + s, m_base + c * work.mask_r + s, n, end,
-        row, work.x_r - row, work.skip_r - row, work.mask_r - row, k,
-    )  # fmt: skip
+        length = work.S
+        c, s = start // length, start % length
+        end = length - s
+    return shifted_sums(work, at_element(at_row(block, work, c), work, s), n, end, length, k)
 
 
 @device
-def block_sums(work, layout, px, ps, pm, x_base, skip_base, m_base, k):
+def block_sums(work, layout, block, k):
     """(sum of x - K, sum of (x - K)**2) over a whole block: channels first one line, channels last row by row."""
-    lines, n, row = 1, work.D * work.S, work.S
+    lines, n, length = 1, work.D * work.S, work.S
     if layout == CHANNELS_LAST:
-        lines, n, row = work.S, work.D, work.D
+        lines, n, length = work.S, work.D, work.D
     elif work.dense != 0:
-        row = n
+        length = n
     total, squares = 0.0, 0.0
     for r in range(lines):
-        ix, i_skip, im = x_base + r * work.x_r, skip_base + r * work.skip_r, m_base + r * work.mask_r
-        if layout == CHANNELS_FIRST or is_valid(pm, im):
-            t, q = shifted_sums(
-                px, ps, pm, ix, i_skip, im, n, row, row, work.x_r - row, work.skip_r - row, work.mask_r - row, k,
-            )  # fmt: skip
+        line = at_row(block, work, r)
+        if layout == CHANNELS_FIRST or is_valid(line.mask, 0):
+            t, q = shifted_sums(work, line, n, length, length, k)
             total += t
             squares += q
     return total, squares
 
 
 @device
-def careful_moments(work, layout, px, ps, pm, x_base, skip_base, m_base):
+def careful_moments(work, layout, block):
     """(mean, M2, variance) by two passes in float64, one element at a time, where the loops miss squares.
 
     In float32 those of differences below 1e-19 and above 1e19, in float64 those above 1e154, which are scaled.
     """
     rows, n = (work.D, work.S) if layout == CHANNELS_FIRST else (work.S, work.D)
-    size, scale = work.D * work.valid, 1.0 if lanes(px) > 8 else SCALE_DOWN
+    size, scale = work.D * work.valid, 1.0 if lanes(block.x) > 8 else SCALE_DOWN
     mean = 0.0
     for r in range(rows):
-        ix, i_skip, im = x_base + r * work.x_r, skip_base + r * work.skip_r, m_base + r * work.mask_r
+        row = at_row(block, work, r)
         for i in range(n):
-            if is_valid(pm, im + i * work.mask_c):
-                mean += load_one(px, ix + i) + load_one(ps, i_skip + i)
+            if is_valid(row.mask, i * work.mask_c):
+                mean += load_one(row.x, i) + load_one(row.skip, i)
     mean /= size
     total, squares = 0.0, 0.0
     for r in range(rows):
-        ix, i_skip, im = x_base + r * work.x_r, skip_base + r * work.skip_r, m_base + r * work.mask_r
+        row = at_row(block, work, r)
         for i in range(n):
-            if is_valid(pm, im + i * work.mask_c):
-                d = (load_one(px, ix + i) + load_one(ps, i_skip + i) - mean) * scale
+            if is_valid(row.mask, i * work.mask_c):
+                d = (load_one(row.x, i) + load_one(row.skip, i) - mean) * scale
                 total += d
                 squares += d * d
     m2 = max(squares - total * (total / size), 0.0)
@@ -237,33 +225,33 @@ def careful_moments(work, layout, px, ps, pm, x_base, skip_base, m_base):
 
 
 @device
-def summed_again(work, layout, px, ps, pm, x_base, skip_base, m_base, mean):
+def summed_again(work, layout, block, mean):
     """(K, sum of x - K, sum of (x - K)**2) of a block with K near its mean, which is roughly known."""
-    k = rounded(px, mean)
-    total, squares = block_sums(work, layout, px, ps, pm, x_base, skip_base, m_base, k)
+    k = rounded(block.x, mean)
+    total, squares = block_sums(work, layout, block, k)
     return k, total, squares
 
 
 @inlined
-def settle(work, layout, px, ps, pm, x_base, skip_base, m_base, k, total, squares, eps):
+def settle(work, layout, block, k, total, squares, eps):
     """(mean, what its rounding to float64 lost, M2, variance) of a block from its sums about K.
 
     Sums that cannot be trusted are made again. Always the same decision for the same block, whatever thread or batch it
     is in.
     """
     size = work.D * work.valid
-    if is_exact(px, ps):  # the whole number next to the mean: nothing is rounded, nor is K ever far off
+    if is_exact(block.x, block.skip):  # the whole number next to the mean: nothing is rounded, nor is K ever far off
         k = math.floor(total / size + 0.5)
         total, squares = total - size * k, squares - k * (2.0 * total - size * k)
     excess = total * (total / size)
     if excess > WORST * (squares - excess):  # K was no member of the crowd
-        k, total, squares = summed_again(work, layout, px, ps, pm, x_base, skip_base, m_base, k + total / size)
+        k, total, squares = summed_again(work, layout, block, k + total / size)
         excess = total * (total / size)
     mean, m2 = k + total / size, max(squares - excess, 0.0)
     lost, variance = total / size - (mean - k), m2 / size
-    tiny = lanes(px) > 8 and eps < TINY_EPS and squares < TINY_SQUARE * size
+    tiny = lanes(block.x) > 8 and eps < TINY_EPS and squares < TINY_SQUARE * size
     if tiny or not math.isfinite(squares):
-        mean, m2, variance = careful_moments(work, layout, px, ps, pm, x_base, skip_base, m_base)
+        mean, m2, variance = careful_moments(work, layout, block)
         lost = 0.0
     return mean, lost, m2, variance
 
@@ -280,11 +268,11 @@ def rstd_of(variance, eps):
 
 
 @device
-def centred(px, ps, ix, i_skip, count, unit, origin):
-    """(x + skip - K) * unit, where origin is -K * unit."""
-    if present(ps):
-        return sum_difference(load(px, ix, count), load(ps, i_skip, count), unit, origin)
-    return fma(load(px, ix, count), unit, origin)
+def centred(row, i, count, unit, origin):
+    """(x + skip - K) * unit of the vector at i, where origin is -K * unit."""
+    if present(row.skip):
+        return sum_difference(load(row.x, i, count), load(row.skip, i, count), unit, origin)
+    return fma(load(row.x, i, count), unit, origin)
 
 
 @device
@@ -301,7 +289,7 @@ def large_unit(k, rstd):
 
 @inlined
 def coefficients(px, mean, lost, rstd):
-    """(unit, -K * unit, rstd / unit, (K - mean) * rstd), which x_hat is made with. The mean is mean + lost.
+    """What x_hat is made with; the mean is mean + lost.
 
     K is the mean in the accumulator's type. The unit of differences is 1/2, so that they cannot overflow while the
     result is finite, unless rstd is beyond float32.
@@ -309,5 +297,5 @@ def coefficients(px, mean, lost, rstd):
     k, unit = rounded(px, mean), 0.5
     if lanes(px) > 8 and MOST_FACTOR * unit < rstd < math.inf:
         unit = large_unit(k, rstd)
-        return unit, -k * unit, min(rstd / unit, MOST_FACTOR), (k - mean - lost) * rstd
-    return unit, -0.5 * k, 2.0 * rstd, (k - mean - lost) * rstd
+        return Centre(unit, -k * unit, min(rstd / unit, MOST_FACTOR), (k - mean - lost) * rstd)
+    return Centre(unit, -0.5 * k, 2.0 * rstd, (k - mean - lost) * rstd)

@@ -6,7 +6,7 @@ from .callees import device, inlined
 from .compiled import entry
 from .geometry import CHANNELS_FIRST, FEW_POSITIONS, FIELD_COUNT, SPOT_0
 from .masks import is_valid, mask_pointer
-from .memory import pointer, values
+from .memory import offset, pointer, values
 from .results import clear_line
 from .scheduled import take_shares
 from .sharing import run_tasks
@@ -19,7 +19,7 @@ def clear_rows_first(work, py, n, valid):
     if valid > 0 and work.C > 1:
         return
     for c in range(work.C):
-        clear_line(work, py, n * work.y_n + c * work.y_r + valid, work.S - valid)
+        clear_line(work, offset(py, n * work.y_n + c * work.y_r + valid), work.S - valid)
 
 
 @device
@@ -29,7 +29,7 @@ def clear_rows_last(work, py, n, valid):
     if work.y_r == count:
         rows, count = min(rows, 1), rows * count
     for r in range(valid, valid + rows):
-        clear_line(work, py, n * work.y_n + r * work.y_r, count)
+        clear_line(work, offset(py, n * work.y_n + r * work.y_r), count)
 
 
 @inlined

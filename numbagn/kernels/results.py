@@ -1,6 +1,6 @@
 """One vector of results: y in the forward pass, dx and dresidual in the backward pass."""
 
-from .callees import device
+from .callees import device, inlined
 from .compiled import activate, slope
 from .masks import only_valid
 from .memory import lanes, load, present, splat, store, stream, until_aligned
@@ -28,14 +28,11 @@ def elements_ahead(work, n, sample_step):
 
 
 @device
-def aligned_from(work, ptr, index, start, stop):
-    """(first element of start .. stop - 1 from which whole vectors are aligned, whether they go past the caches).
-
-    `index` is where element 0 stands.
-    """
+def aligned_from(work, ptr, start, stop):
+    """(first element of start .. stop - 1 from which whole vectors are aligned, whether they go past the caches)."""
     if stop - start < ALIGN_FROM * lanes(ptr):
         return start, 0
-    return start + until_aligned(ptr, index + start), work.past
+    return start + until_aligned(ptr, start), work.past
 
 
 @device
@@ -59,51 +56,60 @@ def clear_run(ptr, start, count, past):
 
 
 @device
-def clear_line(work, ptr, start, count):
-    """Zeros in `count` values from `start` on."""
-    aligned, past = aligned_from(work, ptr, start, 0, count)
+def clear_line(work, ptr, count):
+    """Zeros in the first `count` values."""
+    aligned, past = aligned_from(work, ptr, 0, count)
     if aligned > 0:
-        store(ptr, start, splat(ptr, 0.0), aligned)
-    clear_run(ptr, start + aligned, count - aligned, past)
+        store(ptr, 0, splat(ptr, 0.0), aligned)
+    clear_run(ptr, aligned, count - aligned, past)
 
 
 @device
-def write_end(px, ps, pr, py, ix, i_skip, ir, iy, own, unit, origin, scale, shift, act, past):
+def result_of(row, i, count, affine, act):
+    """One vector of y, where x is valid."""
+    z = fma(centred(row, i, count, affine.unit, affine.origin), affine.scale, affine.shift)
+    if present(row.residual):
+        z = z + load(row.residual, i, count)
+    return activate(z, act)
+
+
+@device
+def write_end(row, i, own, affine, act, past):
     """One vector of y, of which the first `own` lanes are results and the others zero."""
-    z = fma(centred(px, ps, ix, i_skip, own, unit, origin), scale, shift)
-    if present(pr):
-        z = z + load(pr, ir, own)
-    store_result(py, iy, keep(activate(z, act), own), None, past)
+    store_result(row.y, i, keep(result_of(row, i, own, affine, act), own), None, past)
 
 
 @device
-def write_vector(px, ps, pr, py, pm, ix, i_skip, ir, iy, im, count, unit, origin, scale, shift, act, past):
+def write_vector(row, i, count, affine, act, past):
     """One vector of y, zeros where x is not valid.
 
-    Each index is read before its own is written: y may be x, skip or residual itself.
+    Each index is read before it is written: y may be x, skip or residual itself.
     """
-    z = fma(centred(px, ps, ix, i_skip, count, unit, origin), scale, shift)
-    if present(pr):
-        z = z + load(pr, ir, count)
-    store_result(py, iy, only_valid(pm, im, activate(z, act)), count, past)
+    store_result(row.y, i, only_valid(row.mask, i, result_of(row, i, count, affine, act)), count, past)
 
 
 @device
-def upstream(pdy, px, ps, pr, pm, idy, ix, i_skip, ir, im, count, unit, origin, factor, w, b, act):
+def upstream(row, i, count, by, act):
     """(dz, d) of one vector, d = (x + skip - K) * rstd; both are zero where x is not valid and from lane `count` on.
 
     What d lacks to x_hat is the same for a whole block: the coefficients have it.
     """
-    d = centred(px, ps, ix, i_skip, count, unit, origin) * factor
-    z = fma(d, w, b)
-    if present(pr):
-        z = z + load(pr, ir, count)
-    dz = only_valid(pm, im, load(pdy, idy, count) * slope(z, act))
-    return keep(dz, count), keep(only_valid(pm, im, d), count)
+    d = centred(row, i, count, by.unit, by.origin) * by.factor
+    z = fma(d, by.weight, by.bias)
+    if present(row.residual):
+        z = z + load(row.residual, i, count)
+    dz = only_valid(row.mask, i, load(row.dy, i, count) * slope(z, act))
+    return keep(dz, count), keep(only_valid(row.mask, i, d), count)
+
+
+@inlined
+def gradient_of(dz, d, by):
+    """One vector of dx, where x is valid."""
+    return fma(dz, by.scale, fma(d, by.by_d, by.constant))
 
 
 @device
-def write_gradient(dz, d, pdx, pdr, pm, idx, idr, im, count, scale, by_d, constant, past):
+def write_gradient(row, i, count, dz, d, by, past):
     """One vector of dx and dresidual."""
-    store_result(pdx, idx, only_valid(pm, im, fma(dz, scale, fma(d, by_d, constant))), count, past)
-    store(pdr, idr, dz, count)
+    store_result(row.y, i, only_valid(row.mask, i, gradient_of(dz, d, by)), count, past)
+    store(row.dresidual, i, dz, count)

@@ -1,7 +1,10 @@
 """What stands for each element or channel: parameters, and tables in a task's scratch."""
 
+from collections import namedtuple
+
 from .callees import device, inlined
 from .memory import accumulate, lanes, load, load_one, offset, splat, store, store_one
+from .operands import parameters_at, parameters_of
 from .vectors import lane_sum
 
 # Channels last: rows of one column summed in the accumulator's type, in registers, before float64 takes over.
@@ -10,16 +13,26 @@ ROWS_IN_REGISTERS = 16
 EXACT_ROWS = 64
 
 
+# Where weight and bias stand for each element, and the step from one to the next: 0 where one value is for all.
+Elements = namedtuple("Elements", "weight w_step bias b_step")
+
+
 @device
-def along(ptr, base, i, stride, count):
-    """A parameter's values for a vector of elements from i on; stride 0: one value for all."""
-    if stride == 0:
-        return splat(ptr, load_one(ptr, base))
-    return load(ptr, base + i, count)
+def along(ptr, i, step, count):
+    """A parameter's values for a vector of elements from i on."""
+    if step == 0:
+        return splat(ptr, load_one(ptr, 0))
+    return load(ptr, i, count)
+
+
+@device
+def parameters_along(elements, i, count):
+    """(weight, bias) for a vector of elements from i on."""
+    return along(elements.weight, i, elements.w_step, count), along(elements.bias, i, elements.b_step, count)
 
 
 @inlined
-def expand(work, n, expanded, width, weight, bias, slot):
+def expand(work, parameters, n, expanded, width, slot):
     """Where channels are short, but not single elements: weight and bias of sample n for each element, in `slot`.
 
     Gives the sample they now stand there for; `expanded` is the one they stood for before, -1 for none.
@@ -27,8 +40,9 @@ def expand(work, n, expanded, width, weight, bias, slot):
     s_count = work.S
     if s_count == 1 or s_count >= width or expanded == n or (expanded >= 0 and work.w_n == 0 and work.b_n == 0):
         return expanded
+    own = parameters_at(parameters, work, n)
     for c in range(work.C):
-        w, b = weight[n * work.w_n + c * work.w_c], bias[n * work.b_n + c * work.b_c]
+        w, b = parameters_of(own, work, c)
         for i in range(c * s_count, (c + 1) * s_count):
             store_one(slot, i, w)
             store_one(slot, work.pitch + i, b)
@@ -36,17 +50,13 @@ def expand(work, n, expanded, width, weight, bias, slot):
 
 
 @device
-def element_parameters(work, n, first, weight, bias, slot):
-    """Where weight and bias stand for each element of a block whose channels are short, from element `first` on.
-
-    (pointer, index, step) of both; a step of 0 means that one value is for all.
-    """
+def element_parameters(work, parameters, first, slot):
+    """The parameters of a sample for each element from `first` on, where its channels are short."""
     if work.S == 1:
-        return (
-            weight, n * work.w_n + first * work.w_c, work.w_c,
-            bias, n * work.b_n + first * work.b_c, work.b_c,
-        )  # fmt: skip
-    return slot, first, 1, offset(slot, work.pitch), first, 1
+        return Elements(
+            offset(parameters.weight, first * work.w_c), work.w_c, offset(parameters.bias, first * work.b_c), work.b_c
+        )
+    return Elements(offset(slot, first), 1, offset(slot, work.pitch + first), 1)
 
 
 @device
@@ -63,14 +73,20 @@ def common_unit(common, unit):
 
 
 @inlined
-def unit_at(slot, index, common):
-    """The unit of differences for each value of a vector: `common`, or where that is 0 what a table has for them.
+def unit_at(tables, table, c):
+    """The unit of differences for a vector of values of a row from c on: the common one, or what a table has.
 
     A load for each vector would cost what the others do, and hardly any call needs it.
     """
-    if common == 0.0:
-        return load(slot, index, None)
-    return splat(slot, common)
+    if tables.unit == 0.0:
+        return table_at(tables, table, c)
+    return splat(tables.slot, tables.unit)
+
+
+@inlined
+def table_at(tables, table, c):
+    """What a table has for a vector of values of a row from c on."""
+    return load(tables.slot, table * tables.pitch + c, None)
 
 
 @device
