@@ -50,19 +50,35 @@ def test_skip_of_another_magnitude_is_not_rounded_away(rng, one_thread, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_x_and_skip_whose_sum_is_beyond_float32(rng, one_thread, layout):
+    for shape in ((2, 8, 9, 10), (3, 24, 1), (2, 4, 5)):
+        for low, high in ((2.9e38, 3.4e38), (-3.4e38, 3.4e38), (-3.4e38, -1e38)):
+            x, skip = (in_layout(rng.uniform(low, high, shape).astype(np.float32), layout) for _ in range(2))
+            w, dy = normal(rng, shape[1], np.float32), normal(rng, shape, np.float32)
+            y, mean, rstd = numbagn.group_norm_forward(x, 2, w, skip=skip)
+            together = x.astype(np.float64) + skip
+            close(y, reference.group_norm(together, 2, w)[0], 2e-6)
+            _, dweight, _ = numbagn.group_norm_backward(dy, x, mean, rstd, 2, w, skip=skip)
+            right = reference.group_norm_backward(dy, together, 2, w)[1]
+            assert error(dweight, right) <= 1e-5 * np.abs(right).max()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_constant_group_gives_the_bias_however_small_eps(rng, one_thread, dtype, layout):
     """Its rstd may be more than x's accumulators can hold, and its value as large as x's dtype can."""
     x_dtype = DTYPES[dtype]
+    smallest = float(np.array(1, f"u{x_dtype.itemsize}").view(x_dtype))
     for eps in (1e-76, 1e-80, 1e-300, 5e-324):
-        for value in (0.1, 6e4 if dtype == "float16" else 3e38):
+        for value in (0.0, 0.1, 6e4 if dtype == "float16" else 3e38, smallest):
             for shape, groups in (((2, 6, 7, 7), 2), ((2, 35, 1), 5), ((2, 4, 1), 4), ((1, 3, 50, 51), 1)):
                 x = in_layout(np.full(shape, value).astype(x_dtype), layout)
                 w, b = np.full(shape[1], 1e3), normal(rng, shape[1], np.float32).astype(np.float64)
                 y, mean, rstd = numbagn.group_norm_forward(x, groups, w, b, eps)
                 want = biased(b, shape, x_dtype).astype(np.float64)
                 np.testing.assert_array_equal(y.astype(np.float64), want)
-                _, dweight, dbias = numbagn.group_norm_backward(np.ones_like(x), x, mean, rstd, groups, w, b)
+                dx, dweight, dbias = numbagn.group_norm_backward(np.ones_like(x), x, mean, rstd, groups, None, b)
+                assert (dx == 0.0).all()
                 assert (dweight == 0.0).all()
                 np.testing.assert_array_equal(dbias, x.size // shape[1])
                 of_parts = numbagn.normalize(x, numbagn.group_moments(x, groups), w, b, eps)

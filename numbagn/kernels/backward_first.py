@@ -15,6 +15,9 @@ from .results import aligned_from, clear_run, elements_ahead, gradient_of, store
 from .tables import element_parameters, expand, parameters_along
 from .vectors import doubles, fma, join, keep, lane_sum
 
+# The largest rstd that float32 has room for in products with means and weights of some size.
+MOST_RSTD = 2.0**126
+
 
 @device
 def sum_elements(work, block, centre, sums):
@@ -88,9 +91,16 @@ def settle_block(work, parameters, g, lack, sums, means):
 
 
 @inlined
-def means_of(rstd, lack, means, g):
-    """What dx of group g of a sample is made with, from m1 and m2."""
+def means_of(px, rstd, lack, means, g):
+    """What dx of group g of a sample is made with, from m1 and m2.
+
+    Of float32 and what is narrower rstd has an end: in a constant group with next to no eps, what cancels still cancels
+    then, where infinities would make NaN.
+    """
     m1, m2 = means[2 * g], means[2 * g + 1]
+    most = MOST_RSTD / (1.0 + abs(m1) + abs(m2))
+    if lanes(px) > 8 and rstd > most:
+        rstd = most
     return Means(rstd, -rstd * m2, -rstd * (m1 + lack * m2))
 
 
@@ -227,7 +237,10 @@ def steps_first(phase, low, high, work, call):
     while low < high:
         count = min(high - low, per_block - first)
         block, rstd = block_of(work, call, n, g), statistics.rstd[u]
-        centre, means = coefficients(px, statistics.mean[u], 0.0, rstd), offset(statistics.sums, 2 * n * work.G)
+        centre, means = (
+            coefficients(call.arrays, statistics.mean[u], 0.0, rstd),
+            offset(statistics.sums, 2 * n * work.G),
+        )
         if phase in (WHOLE, SUM):
             sums = offset(call.channel_sums, n * work.C + block.channel)
             sum_steps(work, block, centre, first, steps if phase == WHOLE else first + count, sums)
@@ -236,7 +249,7 @@ def steps_first(phase, low, high, work, call):
         if phase in (WHOLE, WRITE):
             expanded = expand(work, call.parameters, n, expanded, lanes(px), call.slot)
             until = pieces if phase == WHOLE else first + count
-            write_pieces(work, block, first, until, centre, means_of(rstd, centre.lack, means, g))
+            write_pieces(work, block, first, until, centre, means_of(px, rstd, centre.lack, means, g))
         low, first, u, g = low + count, 0, u + 1, g + 1
         if g == work.G:
             n, g = n + 1, 0

@@ -8,7 +8,7 @@ from .callees import device, inlined
 from .geometry import SETTLE, SUM, WHOLE, WRITE
 from .masks import of_rows, run_of_rows
 from .memory import accumulate, doubles_at, lanes, load_one, offset, splat, store_one, streamed
-from .moments import coefficients
+from .moments import coefficients, usual_unit
 from .operands import (
     Gradient,
     Tables,
@@ -32,11 +32,11 @@ SUMS_AT = SCALE
 
 
 @inlined
-def fill_tables(work, px, parameters, statistics, slot):
+def fill_tables(work, arrays, parameters, statistics, slot):
     """The tables ORIGIN .. BIAS for a sample."""
-    pitch, common = work.pitch, 0.5
+    pitch, common = work.pitch, usual_unit(arrays)
     for g in range(work.G):
-        centre = coefficients(px, statistics.mean[g], 0.0, statistics.rstd[g])
+        centre = coefficients(arrays, statistics.mean[g], 0.0, statistics.rstd[g])
         common = common_unit(common, centre.unit)
         for c in range(g * work.D, (g + 1) * work.D):
             w, b = parameters_of(parameters, work, c)
@@ -49,12 +49,12 @@ def fill_tables(work, px, parameters, statistics, slot):
 
 
 @inlined
-def fill_gradient_tables(work, px, parameters, statistics, slot):
+def fill_gradient_tables(work, arrays, parameters, statistics, slot):
     """The tables SCALE .. CONSTANT for a sample whose statistics are settled."""
     for g in range(work.G):
         rstd = statistics.rstd[g]
-        lack = coefficients(px, statistics.mean[g], 0.0, rstd).lack
-        means = means_of(rstd, lack, statistics.sums, g)
+        lack = coefficients(arrays, statistics.mean[g], 0.0, rstd).lack
+        means = means_of(arrays.x, rstd, lack, statistics.sums, g)
         for c in range(g * work.D, (g + 1) * work.D):
             w, _ = parameters_of(parameters, work, c)
             store_one(slot, SCALE * work.pitch + c, w * means.rstd)
@@ -199,18 +199,18 @@ def steps_last(phase, low, high, work, call):
         sample, parameters = at_sample(call.arrays, work, n), parameters_at(call.parameters, work, n)
         statistics = statistics_at(call.statistics, work, n, 2 * work.G)
         sums = offset(call.channel_sums, n * work.C)
-        tables = Tables(slot, work.pitch, 0.5)
+        tables = Tables(slot, work.pitch, usual_unit(sample))
         if phase != SETTLE:
-            tables = fill_tables(work, sample.x, parameters, statistics, slot)
+            tables = fill_tables(work, sample, parameters, statistics, slot)
             repeat_tables(work, slot, SUMS_AT, work.row)
         if phase in (WHOLE, SUM):
             sum_parts(work, sample, first, parts if phase == WHOLE else first + count, tables, sums, call.act)
         if phase in (WHOLE, SETTLE):
             for g in range(work.G):
-                lack = coefficients(sample.x, statistics.mean[g], 0.0, statistics.rstd[g]).lack
+                lack = coefficients(sample, statistics.mean[g], 0.0, statistics.rstd[g]).lack
                 settle_block(work, parameters, g, lack, sums, statistics.sums)
         if phase in (WHOLE, WRITE):
-            fill_gradient_tables(work, sample.x, parameters, statistics, slot)
+            fill_gradient_tables(work, sample, parameters, statistics, slot)
             repeat_tables(work, slot, CONSTANT + 1, work.row + lanes(sample.x))
             write_pieces(work, sample, first, pieces if phase == WHOLE else first + count, tables, call.act)
         low += count

@@ -23,9 +23,9 @@ from .vectors import doubles, fma, lane_sum
 # As many additions as a lane of a chunk of the statistics has.
 SAMPLES_TOGETHER = 16
 
-# What the vectors of a group of a sample are read with: its arrays, those of the sample whose memory is asked for
+# What the vectors of a group of a sample are read with: its arrays, x and dy of the sample whose memory is asked for
 # meanwhile, whether there is one, and the coefficients of x_hat in every lane.
-Sample = namedtuple("Sample", "arrays ahead asks unit origin factor lack")
+Sample = namedtuple("Sample", "arrays next_x next_dy asks unit origin factor lack")
 # Channels start .. stop - 1 of which sums are taken; `at` is the first of those that the task's two tables hold.
 Piece = namedtuple("Piece", "start stop at")
 
@@ -40,10 +40,10 @@ def sample_of(work, call, n, g):
     px, u, ahead = call.arrays.x, n * work.G + g, n
     if n + 2 < work.N and work.past != 0:
         ahead = n + 2
-    centre = coefficients(px, call.statistics.mean[u], 0.0, call.statistics.rstd[u])
+    centre = coefficients(call.arrays, call.statistics.mean[u], 0.0, call.statistics.rstd[u])
     return Sample(
-        at_sample(call.arrays, work, n), at_sample(call.arrays, work, ahead), ahead != n, splat(px, centre.unit),
-        splat(px, centre.origin), splat(px, centre.factor), splat(px, centre.lack),
+        at_sample(call.arrays, work, n), offset(px, ahead * work.x_n), offset(call.arrays.dy, ahead * work.dy_n),
+        ahead != n, splat(px, centre.unit), splat(px, centre.origin), splat(px, centre.factor), splat(px, centre.lack),
     )  # fmt: skip
 
 
@@ -52,8 +52,8 @@ def add_sample(one, i, count, parameters, sums, act):
     """Add what one sample's vector of channels from i on gives to each of the four sums."""
     (w, b), (dbias, dweight, m1, m2) = parameters, sums
     if one.asks:
-        prefetch(one.ahead.dy, i)
-        prefetch(one.ahead.x, i)
+        prefetch(one.next_dy, i)
+        prefetch(one.next_x, i)
     dz, d = upstream(one.arrays, i, count, Upstream(one.unit, one.origin, one.factor, w, fma(w, one.lack, b)), act)
     x_hat, g = d + one.lack, w * dz
     return dbias + dz, fma(dz, x_hat, dweight), m1 + g, fma(g, x_hat, m2)
@@ -159,8 +159,8 @@ def write_group(work, call, n, g, low, high):
     """dx of pieces low .. high - 1 of one group of a sample."""
     u = n * work.G + g
     rstd = call.statistics.rstd[u]
-    centre = coefficients(call.arrays.x, call.statistics.mean[u], 0.0, rstd)
-    means = means_of(rstd, centre.lack, offset(call.statistics.sums, 2 * n * work.G), g)
+    centre = coefficients(call.arrays, call.statistics.mean[u], 0.0, rstd)
+    means = means_of(call.arrays.x, rstd, centre.lack, offset(call.statistics.sums, 2 * n * work.G), g)
     write_pieces(work, block_of(work, call, n, g), low, high, centre, means)
 
 

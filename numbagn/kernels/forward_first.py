@@ -65,7 +65,7 @@ def one_vector_blocks(work, low, high, call):
         mean, lost, _, variance = settle(work, CHANNELS_FIRST, arrays, k, total, squares, call.eps)
         rstd = rstd_of(variance, call.eps)
         statistics.mean[u], statistics.rstd[u] = mean, rstd
-        centre = coefficients(px, mean, lost, rstd)
+        centre = coefficients(arrays, mean, lost, rstd)
         elements = element_parameters(work, parameters_at(call.parameters, work, n), g * size, call.slot)
         w, b = parameters_along(elements, first, size)
         affine = Affine(
@@ -212,7 +212,7 @@ def steps_first(phase, low, high, work, call):
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
             expanded = expand(work, call.parameters, n, expanded, lanes(arrays.x), call.slot)
-            centre = coefficients(arrays.x, statistics.mean[u], sums[0], statistics.rstd[u])
+            centre = coefficients(arrays, statistics.mean[u], sums[0], statistics.rstd[u])
             write_pieces(work, block, first, until, centre)
         low, first, u, g = low + count, 0, u + 1, g + 1
         if g == work.G:

@@ -8,7 +8,7 @@ from .callees import device, inlined
 from .geometry import CHANNELS_LAST, SETTLE, SUM, WHOLE, WRITE
 from .masks import of_rows, run_of_rows
 from .memory import accumulate, doubles_at, is_exact, lanes, load, offset, splat, store_one, streamed
-from .moments import coefficients, difference, location, rstd_of, settle
+from .moments import coefficients, difference, location, rstd_of, settle, usual_unit
 from .operands import (
     Affine,
     Tables,
@@ -144,11 +144,11 @@ def settle_sample(work, sample, statistics, eps):
 
 
 @inlined
-def fill_tables(work, px, parameters, statistics, slot):
+def fill_tables(work, arrays, parameters, statistics, slot):
     """Origin, unit, scale and shift for each value of a row, and again for the vector after it."""
-    pitch, common = work.pitch, 0.5
+    pitch, common = work.pitch, usual_unit(arrays)
     for g in range(work.G):
-        centre = coefficients(px, statistics.mean[g], statistics.sums[2 * g], statistics.rstd[g])
+        centre = coefficients(arrays, statistics.mean[g], statistics.sums[2 * g], statistics.rstd[g])
         common = common_unit(common, centre.unit)
         for c in range(g * work.D, (g + 1) * work.D):
             w, b = parameters_of(parameters, work, c)
@@ -157,7 +157,7 @@ def fill_tables(work, px, parameters, statistics, slot):
             store_one(slot, SCALE * pitch + c, centre.factor * w)
             store_one(slot, SHIFT * pitch + c, centre.lack * w + b)
     for table in range(SHIFT + 1):
-        repeat(offset(slot, table * pitch), work.C, work.row + lanes(px))
+        repeat(offset(slot, table * pitch), work.C, work.row + lanes(arrays.x))
     return Tables(slot, pitch, common)
 
 
@@ -226,7 +226,7 @@ def steps_last(phase, low, high, work, call):
         if phase in (WHOLE, SETTLE):
             settle_sample(work, sample, statistics, call.eps)
         if phase in (WHOLE, WRITE):
-            tables = fill_tables(work, sample.x, parameters_at(call.parameters, work, n), statistics, call.slot)
+            tables = fill_tables(work, sample, parameters_at(call.parameters, work, n), statistics, call.slot)
             write_pieces(work, sample, first, pieces if phase == WHOLE else first + count, tables, call.act)
         low += count
     if work.past != 0:

@@ -135,10 +135,12 @@ def doubles_at(typingctx, ptr):
 
 @intrinsic
 def offset(typingctx, ptr, index):
-    """The pointer to ptr[index]."""
+    """The pointer to ptr[index]; an absent one stays, so that nothing is computed for it."""
     element = KINDS[ptr.kind][1] if ptr.kind in KINDS else ELEMENTS.get(ptr.kind, I8)  # a mask
 
     def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return args[0]
         return builder.bitcast(_address(builder, args[0], element, args[1]), I8.as_pointer())
 
     return ptr(ptr, types.int64), codegen

@@ -33,8 +33,9 @@ WORST = 16.0
 TINY_EPS, TINY_SQUARE = 1e-30, 1e-30
 # What float64 differences are multiplied by whose squares would overflow.
 SCALE_DOWN = 2.0**-512
-# The largest factor that differences are multiplied by, which leaves room for weights of 1e9 in float32.
-MOST_FACTOR = 2.0**96
+# The largest factor that differences are multiplied by, which leaves room for weights of 1e9 in float32, and their
+# largest unit, which lets a subnormal number of float32 be multiplied by that.
+MOST_FACTOR, MOST_UNIT = 2.0**96, 2.0**100
 
 
 @device
@@ -49,13 +50,20 @@ def spot(work, layout, stride, i):
     return at // work.S * stride + at % work.S
 
 
+@inlined
+def one_sum(arrays, i, skip_i):
+    """x + skip of one element, in float64."""
+    if present(arrays.skip):
+        return load_one(arrays.x, i) + load_one(arrays.skip, skip_i)
+    return load_one(arrays.x, i)
+
+
 @device
 def scattered_location(work, layout, block):
     """`location` wherever the elements lie."""
     total = 0.0
     for i in range(1, 8, 2):
-        at, skip_at = spot(work, layout, work.x_r, i), spot(work, layout, work.skip_r, i)
-        total += 0.25 * (load_one(block.x, at) + load_one(block.skip, skip_at))
+        total += 0.25 * one_sum(block, spot(work, layout, work.x_r, i), spot(work, layout, work.skip_r, i))
     return rounded(block.x, total)
 
 
@@ -71,7 +79,7 @@ def location(work, layout, block):
     total = 0.0
     for i in range(1, 8, 2):
         at = size * i // 8
-        total += 0.25 * (load_one(block.x, at) + load_one(block.skip, at))
+        total += 0.25 * one_sum(block, at, at)
     return rounded(block.x, total)
 
 
@@ -210,14 +218,14 @@ def careful_moments(work, layout, block):
         row = at_row(block, work, r)
         for i in range(n):
             if is_valid(row.mask, i * work.mask_c):
-                mean += load_one(row.x, i) + load_one(row.skip, i)
+                mean += one_sum(row, i, i)
     mean /= size
     total, squares = 0.0, 0.0
     for r in range(rows):
         row = at_row(block, work, r)
         for i in range(n):
             if is_valid(row.mask, i * work.mask_c):
-                d = (load_one(row.x, i) + load_one(row.skip, i) - mean) * scale
+                d = (one_sum(row, i, i) - mean) * scale
                 total += d
                 squares += d * d
     m2 = max(squares - total * (total / size), 0.0)
@@ -275,27 +283,32 @@ def centred(row, i, count, unit, origin):
     return fma(load(row.x, i, count), unit, origin)
 
 
+@inlined
+def usual_unit(arrays):
+    """The unit of differences in which they cannot overflow: x - K is up to twice, x + skip - K four times x's most."""
+    return 0.25 if present(arrays.skip) else 0.5
+
+
 @device
-def large_unit(k, rstd):
+def large_unit(unit, mean, rstd):
     """The unit of differences so small that their rstd is no number of float32: a larger power of two.
 
-    Where K itself is too large for that the group is constant, or rstd would not be so large.
+    Where the mean is too large for that the group is constant, or rstd would not be so large.
     """
-    unit = 0.5
-    while rstd > MOST_FACTOR * unit and abs(k) * unit < MOST_FACTOR:
+    while rstd > MOST_FACTOR * unit and abs(mean) * unit < MOST_FACTOR and unit < MOST_UNIT:
         unit *= 2.0
     return unit
 
 
 @inlined
-def coefficients(px, mean, lost, rstd):
-    """What x_hat is made with; the mean is mean + lost.
-
-    K is the mean in the accumulator's type. The unit of differences is 1/2, so that they cannot overflow while the
-    result is finite, unless rstd is beyond float32.
-    """
-    k, unit = rounded(px, mean), 0.5
-    if lanes(px) > 8 and MOST_FACTOR * unit < rstd < math.inf:
-        unit = large_unit(k, rstd)
-        return Centre(unit, -k * unit, min(rstd / unit, MOST_FACTOR), (k - mean - lost) * rstd)
-    return Centre(unit, -0.5 * k, 2.0 * rstd, (k - mean - lost) * rstd)
+def coefficients(arrays, mean, lost, rstd):
+    """What x_hat is made with; the mean is mean + lost. K is the mean in the accumulator's type."""
+    px, unit = arrays.x, usual_unit(arrays)
+    k = rounded(px, mean)
+    if present(arrays.skip) and math.isinf(k):  # x + skip may be too large for it
+        k = rounded(px, mean * unit) / unit
+    factor = rstd / unit
+    if lanes(px) > 8 and MOST_FACTOR < factor < math.inf:
+        unit = large_unit(unit, mean, rstd)
+        factor = min(rstd / unit, MOST_FACTOR)
+    return Centre(unit, -k * unit, factor, (k - mean - lost) * rstd)

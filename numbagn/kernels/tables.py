@@ -68,8 +68,8 @@ def repeat(ptr, count, end):
 
 @inlined
 def common_unit(common, unit):
-    """The unit of differences of all groups so far, `unit` being that of one more: 1/2, or 0 where any has another."""
-    return common if unit == 0.5 else 0.0
+    """The unit of differences of all groups so far, `unit` being that of one more; 0 where they are not the same."""
+    return common if unit == common else 0.0
 
 
 @inlined
