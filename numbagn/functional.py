@@ -195,9 +195,9 @@ def group_norm_backward(
     -----
     With ``dz = dy * activation'(z)`` and ``g = dz * weight``: ``dx = rstd * (g - mean(g) - x_hat * mean(g *
     x_hat))``, the means over the group; ``dweight`` and ``dbias`` are the sums of ``dz * x_hat`` and of ``dz`` over
-    positions (and samples). For float32 and halves rstd counts as 1e38 at most: beyond, for a constant group with an eps
-    below 1e-76, dx is no number of their dtypes unless what it is made of cancels. The bits of dx, of dresidual and of (N, C) gradients do not depend on the batch, none
-    depend on the threads.
+    positions (and samples). For float32 and halves rstd counts as 1e38 at most: beyond, for a constant group with an
+    eps below 1e-76, dx is no number of their dtypes unless what it is made of cancels. The bits of dx, of dresidual and
+    of (N, C) gradients do not depend on the batch, none depend on the threads.
     """
     return backward(
         dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out
