@@ -63,7 +63,7 @@ The cache holds for one processor, one Python and one Numba.
 _WARMUP_EPILOG = """\
 examples:
   python -m numbagn warmup
-      float32, forward, both memory layouts: four kernels, about ten seconds
+      float32, forward, both memory layouts, lengths and masks: about twenty seconds; --no-padded, ten
   python -m numbagn warmup --dtypes float16 --activations silu --layouts channels_last
   python -m numbagn warmup --dtypes float32 float64 --ops forward backward
 """
@@ -267,7 +267,7 @@ def _add_warmup(commands: Any, formatter: Any) -> None:
         )
     warmup.add_argument("--skip", action="store_true", help="for calls with skip")
     warmup.add_argument("--residual", action="store_true", help="for calls with residual")
-    warmup.add_argument("--no-padded", action="store_true", help="not for calls with lengths or a mask: half the time")
+    warmup.add_argument("--no-padded", action="store_true", help="no lengths, no mask: less than half the time")
     warmup.add_argument("--quiet", action="store_true", help="no progress lines")
 
 

@@ -62,7 +62,7 @@ def warmup(
     skip, residual : bool, optional
         Whether the calls will have these operands.
     padded : bool, optional
-        Whether calls may have `lengths` or a `mask`; without these about half the kernels are needed.
+        Whether calls may have `lengths` or a `mask`; without these it takes less than half the time.
     progress : callable, optional
         Called before each kernel with the number of those done, their total, and what the next is; and at the end.
 
