@@ -8,8 +8,8 @@ from .callees import device, inlined
 from .forward_first import block_of
 from .geometry import SETTLE, SUM, WHOLE, WRITE
 from .memory import lanes, offset, prefetch, splat, store, streamed
-from .moments import CHUNK, coefficients
-from .operands import Gradient, Means, Upstream, at_element, at_row, parameters_of
+from .moments import CHUNK, coefficients, in_lanes
+from .operands import Gradient, Means, Upstream, at_element, at_row, parameters_of, upstream_of
 from .phases import steps_of_unit
 from .results import aligned_from, clear_run, elements_ahead, gradient_of, store_result, upstream, write_gradient
 from .tables import element_parameters, expand, parameters_along
@@ -22,14 +22,13 @@ MOST_RSTD = 2.0**126
 @device
 def sum_elements(work, block, centre, sums):
     """The sums of a block whose channels are one element each: of dz, and behind all channels' of dz * d."""
-    arrays, act, width = block.arrays, block.act, lanes(block.arrays.x)
-    unit, origin, factor = splat(arrays.x, centre.unit), splat(arrays.x, centre.origin), splat(arrays.x, centre.factor)
+    arrays, act, width, centre = block.arrays, block.act, lanes(block.arrays.x), in_lanes(block.arrays.x, centre)
     elements = element_parameters(work, block.parameters, block.channel, block.slot)
     products, i = offset(sums, work.N * work.C), 0
     while i < work.D:
         count = min(width, work.D - i)
         w, b = parameters_along(elements, i, count)
-        dz, d = upstream(arrays, i, count, Upstream(unit, origin, factor, w, fma(w, centre.lack, b)), act)
+        dz, d = upstream(arrays, i, count, upstream_of(centre, w, b), act)
         store(sums, i, dz, count)
         store(products, i, dz * d, count)
         i += count
@@ -42,12 +41,12 @@ def sum_steps(work, block, centre, low, high, sums):
         sum_elements(work, block, centre, sums)
         return
     act, width, channels, px = block.act, lanes(block.arrays.x), work.N * work.C, block.arrays.x
-    unit, origin, factor = splat(px, centre.unit), splat(px, centre.origin), splat(px, centre.factor)
+    of_lanes = in_lanes(px, centre)
     c, k = low // work.parts, low % work.parts
     for _ in range(low, high):
         row = at_row(block.arrays, work, c)
         w, b = parameters_of(block.parameters, work, block.channel + c)
-        by = Upstream(unit, origin, factor, splat(px, w), splat(px, b + centre.lack * w))
+        by = Upstream(of_lanes.unit, of_lanes.origin, of_lanes.factor, splat(px, w), splat(px, b + centre.lack * w))
         i = k * work.part
         end = min(i + work.part, work.S)
         sum_dz = doubles(splat(px, 0.0))
@@ -137,7 +136,7 @@ def channel_coefficients(work, block, c, centre, rstd):
 def write_channels(work, block, start, stop, centre, means):
     """Elements start .. stop - 1 of a block, its channels a vector or longer: see `forward_first.write_channels`."""
     arrays, act, width, s_count = block.arrays, block.act, lanes(block.arrays.x), work.S
-    unit, origin, factor = splat(arrays.x, centre.unit), splat(arrays.x, centre.origin), splat(arrays.x, centre.factor)
+    of_lanes = in_lanes(arrays.x, centre)
     i = start
     aligned, past = aligned_from(work, arrays.y, start, stop)
     c = start // s_count
@@ -155,7 +154,8 @@ def write_channels(work, block, start, stop, centre, means):
                 w, b, scale = channel_coefficients(work, block, c, centre, means.rstd)
             if own < count:
                 v_w, v_b, v_scale, last = join(v_w, w, own), join(v_b, b, own), join(v_scale, scale, own), i
-        up, gradient = Upstream(unit, origin, factor, v_w, v_b), Gradient(v_scale, by_d, constant)
+        up = Upstream(of_lanes.unit, of_lanes.origin, of_lanes.factor, v_w, v_b)
+        gradient = Gradient(v_scale, by_d, constant)
         if whole:
             while i <= last:
                 write_one(arrays, i, None, up, gradient, act, past)
@@ -169,7 +169,7 @@ def write_channels(work, block, start, stop, centre, means):
 def write_rows(work, block, start, stop, centre, means):
     """The same where there are gaps from channel to channel, or one mask for all: see `forward_first.write_rows`."""
     act, width, s_count, px = block.act, lanes(block.arrays.x), work.S, block.arrays.x
-    unit, origin, factor = splat(px, centre.unit), splat(px, centre.origin), splat(px, centre.factor)
+    of_lanes = in_lanes(px, centre)
     by_d, constant = splat(px, means.by_d), splat(px, means.constant)
     c = start // s_count
     s = start - c * s_count
@@ -177,7 +177,8 @@ def write_rows(work, block, start, stop, centre, means):
     while start < stop:
         count = min(s_count - s, stop - start)
         w, b, scale = channel_coefficients(work, block, c, centre, means.rstd)
-        up, gradient = Upstream(unit, origin, factor, w, b), Gradient(scale, by_d, constant)
+        up = Upstream(of_lanes.unit, of_lanes.origin, of_lanes.factor, w, b)
+        gradient = Gradient(scale, by_d, constant)
         room = max(count, work.room - s) if s + count == s_count else count
         i, (aligned, past) = 0, aligned_from(work, row.y, 0, count)
         while i < count:
@@ -203,8 +204,7 @@ def write_rows(work, block, start, stop, centre, means):
 @inlined
 def write_elements(work, block, start, stop, centre, means):
     """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
-    arrays, act, width = block.arrays, block.act, lanes(block.arrays.x)
-    unit, origin, factor = splat(arrays.x, centre.unit), splat(arrays.x, centre.origin), splat(arrays.x, centre.factor)
+    arrays, act, width, centre = block.arrays, block.act, lanes(block.arrays.x), in_lanes(block.arrays.x, centre)
     by_d, constant = splat(arrays.x, means.by_d), splat(arrays.x, means.constant)
     elements = element_parameters(work, block.parameters, block.channel * work.S, block.slot)
     i = start
@@ -216,13 +216,13 @@ def write_elements(work, block, start, stop, centre, means):
                 prefetch(arrays.x, ahead + i)
                 prefetch(arrays.dy, ahead_dy + i)
                 w, b = parameters_along(elements, i, None)
-                up = Upstream(unit, origin, factor, w, fma(w, centre.lack, b))
+                up = upstream_of(centre, w, b)
                 write_one(arrays, i, None, up, Gradient(w * means.rstd, by_d, constant), act, past)
                 i += width
         count = (aligned if i < aligned else stop) - i
         if count > 0:
             w, b = parameters_along(elements, i, count)
-            up = Upstream(unit, origin, factor, w, fma(w, centre.lack, b))
+            up = upstream_of(centre, w, b)
             write_one(arrays, i, count, up, Gradient(w * means.rstd, by_d, constant), act, 0)
             i += count
 

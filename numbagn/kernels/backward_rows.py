@@ -13,8 +13,8 @@ from .callees import device, inlined
 from .forward_first import block_of
 from .geometry import SUM, WHOLE, WRITE
 from .memory import accumulate, lanes, load, load_one, offset, prefetch, splat, store, store_one, streamed
-from .moments import CHUNK, coefficients
-from .operands import Upstream, at_sample
+from .moments import CHUNK, coefficients, in_lanes
+from .operands import at_sample, upstream_of
 from .phases import steps_of_unit
 from .results import upstream
 from .tables import Elements, clear, parameters_along
@@ -25,7 +25,7 @@ SAMPLES_TOGETHER = 16
 
 # What the vectors of a group of a sample are read with: its arrays, x and dy of the sample whose memory is asked for
 # meanwhile, whether there is one, and the coefficients of x_hat in every lane.
-Sample = namedtuple("Sample", "arrays next_x next_dy asks unit origin factor lack")
+Sample = namedtuple("Sample", "arrays next_x next_dy asks centre")
 # Channels start .. stop - 1 of which sums are taken; `at` is the first of those that the task's two tables hold.
 Piece = namedtuple("Piece", "start stop at")
 
@@ -41,10 +41,8 @@ def sample_of(work, call, n, g):
     if n + 2 < work.N and work.past != 0:
         ahead = n + 2
     centre = coefficients(call.arrays, call.statistics.mean[u], 0.0, call.statistics.rstd[u])
-    return Sample(
-        at_sample(call.arrays, work, n), offset(px, ahead * work.x_n), offset(call.arrays.dy, ahead * work.dy_n),
-        ahead != n, splat(px, centre.unit), splat(px, centre.origin), splat(px, centre.factor), splat(px, centre.lack),
-    )  # fmt: skip
+    next_x, next_dy = offset(px, ahead * work.x_n), offset(call.arrays.dy, ahead * work.dy_n)
+    return Sample(at_sample(call.arrays, work, n), next_x, next_dy, ahead != n, in_lanes(px, centre))
 
 
 @device
@@ -54,8 +52,8 @@ def add_sample(one, i, count, parameters, sums, act):
     if one.asks:
         prefetch(one.next_dy, i)
         prefetch(one.next_x, i)
-    dz, d = upstream(one.arrays, i, count, Upstream(one.unit, one.origin, one.factor, w, fma(w, one.lack, b)), act)
-    x_hat, g = d + one.lack, w * dz
+    dz, d = upstream(one.arrays, i, count, upstream_of(one.centre, w, b), act)
+    x_hat, g = d + one.centre.lack, w * dz
     return dbias + dz, fma(dz, x_hat, dweight), m1 + g, fma(g, x_hat, m2)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from .callees import device, inlined
 from .geometry import CHANNELS_FIRST, SETTLE, SUM, WHOLE, WRITE
 from .memory import lanes, offset, prefetch, present, splat, streamed
-from .moments import coefficients, difference, line_sums, location, rstd_of, settle
-from .operands import Affine, Block, at_element, at_row, at_sample, exactly, parameters_at, parameters_of
+from .moments import coefficients, difference, in_lanes, line_sums, location, rstd_of, settle
+from .operands import Affine, Block, affine_of, at_element, at_row, at_sample, exactly, parameters_at, parameters_of
 from .phases import steps_of_unit
 from .results import aligned_from, clear_run, elements_ahead, write_end, write_vector
 from .tables import element_parameters, expand, parameters_along
-from .vectors import doubles, fma, join, lane_sum
+from .vectors import doubles, join, lane_sum
 
 
 @inlined
@@ -68,10 +68,7 @@ def one_vector_blocks(work, low, high, call):
         centre = coefficients(arrays, mean, lost, rstd)
         elements = element_parameters(work, parameters_at(call.parameters, work, n), g * size, call.slot)
         w, b = parameters_along(elements, first, size)
-        affine = Affine(
-            splat(px, centre.unit), splat(px, centre.origin), w * centre.factor, fma(w, centre.lack, b)
-        )  # fmt: skip
-        write_vector(arrays, first, size, affine, call.act, 0)
+        write_vector(arrays, first, size, affine_of(in_lanes(px, centre), w, b), call.act, 0)
         g += 1
         if g == work.G:
             n, g = n + 1, 0
@@ -169,8 +166,7 @@ def write_rows(work, block, start, stop, centre):
 @inlined
 def write_elements(work, block, start, stop, centre):
     """Elements start .. stop - 1 of a block whose channels are shorter than a vector; `slot` as `expand` left it."""
-    arrays, act, width = block.arrays, block.act, lanes(block.arrays.x)
-    unit, origin = splat(arrays.x, centre.unit), splat(arrays.x, centre.origin)
+    arrays, act, width, centre = block.arrays, block.act, lanes(block.arrays.x), in_lanes(block.arrays.x, centre)
     elements = element_parameters(work, block.parameters, block.channel * work.S, block.slot)
     i = start
     aligned, past = aligned_from(work, arrays.y, start, stop)
@@ -180,13 +176,12 @@ def write_elements(work, block, start, stop, centre):
             while i + width <= stop:
                 prefetch(arrays.x, ahead + i)
                 w, b = parameters_along(elements, i, None)
-                affine = Affine(unit, origin, w * centre.factor, fma(w, centre.lack, b))
-                write_vector(arrays, i, None, affine, act, past)
+                write_vector(arrays, i, None, affine_of(centre, w, b), act, past)
                 i += width
         count = (aligned if i < aligned else stop) - i
         if count > 0:
             w, b = parameters_along(elements, i, count)
-            write_vector(arrays, i, count, Affine(unit, origin, w * centre.factor, fma(w, centre.lack, b)), act, 0)
+            write_vector(arrays, i, count, affine_of(centre, w, b), act, 0)
             i += count
 
 

@@ -312,3 +312,9 @@ def coefficients(arrays, mean, lost, rstd):
         unit = large_unit(unit, mean, rstd)
         factor = min(rstd / unit, MOST_FACTOR)
     return Centre(unit, -k * unit, factor, (k - mean - lost) * rstd)
+
+
+@inlined
+def in_lanes(px, centre):
+    """The same in every lane of a vector."""
+    return Centre(splat(px, centre.unit), splat(px, centre.origin), splat(px, centre.factor), splat(px, centre.lack))

@@ -9,6 +9,7 @@ from collections import namedtuple
 from .callees import inlined
 from .masks import within_rows
 from .memory import exact, offset
+from .vectors import fma
 
 # Pointers of a call's operands, absent where there is none; y is dx in the backward pass, which alone has dy and
 # dresidual.
@@ -91,6 +92,18 @@ def only_within_rows(arrays):
     return Arrays(
         arrays.x, arrays.skip, arrays.residual, arrays.dy, arrays.y, arrays.dresidual, within_rows(arrays.mask)
     )
+
+
+@inlined
+def affine_of(centre, w, b):
+    """What y is made with where each lane has a weight and a bias of its own, as the centre has."""
+    return Affine(centre.unit, centre.origin, w * centre.factor, fma(w, centre.lack, b))
+
+
+@inlined
+def upstream_of(centre, w, b):
+    """What dz and d are made with there."""
+    return Upstream(centre.unit, centre.origin, centre.factor, w, fma(w, centre.lack, b))
 
 
 @inlined
