@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from numbagn._bench.cases import CASE_NAMES, case_named, variant_named
-from numbagn._bench.entry import Entry, Skip
-from numbagn._bench.peers import PEERS, Peer, entries_of
-from numbagn._bench.results import provenance, write
-from numbagn._bench.task import EPS, Task, make_task
+from numbagn.command.bench.cases import CASE_NAMES, case_named, variant_named
+from numbagn.command.bench.entry import Entry, Skip
+from numbagn.command.bench.peers import PEERS, Peer, entries_of
+from numbagn.command.bench.results import provenance, write
+from numbagn.command.bench.task import EPS, Task, make_task
 
 from . import RESULTS
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from numbagn._bench.groups import Row, dates
+from numbagn.command.bench.groups import Row, dates
 
 from .tables import errors_by_point, mean_and_error
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from numbagn._bench.cases import case_named
-from numbagn._bench.results import provenance, write
+from numbagn.command.bench.cases import case_named
+from numbagn.command.bench.results import provenance, write
 
 from . import RESULTS
 

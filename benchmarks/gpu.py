@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import numbagn
-from numbagn._bench.cases import CASES, VARIANTS, Case, Variant
-from numbagn._bench.results import provenance, write
+from numbagn.command.bench.cases import CASES, VARIANTS, Case, Variant
+from numbagn.command.bench.results import provenance, write
 
 from . import RESULTS
 
@@ -56,7 +56,7 @@ def main(options: argparse.Namespace) -> None:
 def why_not() -> str:
     """Why nothing can be measured here, or nothing."""
     try:
-        from numbagn._device import cuda_module
+        from numbagn.arrays.device import cuda_module
 
         cuda_module()
     except (ImportError, RuntimeError) as fault:
@@ -110,7 +110,7 @@ def one_call(cuda: Any, call: Callable[[], Any], repeats: int = 10) -> tuple[flo
 
 def made(case: Case, variant: Variant, seed: int) -> np.ndarray:
     """Data of the case on the host, channels at axis 1, in the memory layout of the variant."""
-    from numbagn._arrays import bfloat16
+    from numbagn.arrays.families import bfloat16
 
     dtype = bfloat16("x") if variant.dtype == "bfloat16" else np.dtype(variant.dtype)
     x = np.random.default_rng(seed).standard_normal(case.shape, np.float32).astype(dtype)

@@ -13,9 +13,9 @@ from statistics import median
 import numpy as np
 
 import numbagn
-from numbagn._bench.machine import core_count, environment_of
-from numbagn._bench.results import provenance, write
-from numbagn._bench.rounds import calibrated, measure
+from numbagn.command.bench.machine import core_count, environment_of
+from numbagn.command.bench.results import provenance, write
+from numbagn.command.bench.rounds import calibrated, measure
 
 from . import RESULTS
 

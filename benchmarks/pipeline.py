@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 import numbagn
-from numbagn._bench import textbook
-from numbagn._bench.cases import case_named
-from numbagn._bench.machine import core_count, environment_of
-from numbagn._bench.results import provenance, write
-from numbagn._bench.task import EPS, TOLERANCE
+from numbagn.command.bench import textbook
+from numbagn.command.bench.cases import case_named
+from numbagn.command.bench.machine import core_count, environment_of
+from numbagn.command.bench.results import provenance, write
+from numbagn.command.bench.task import EPS, TOLERANCE
 
 from . import RESULTS
 from .convolution import convolve

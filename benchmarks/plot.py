@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from numbagn._bench import figure
-from numbagn._bench.results import read
+from numbagn.command.bench import figure
+from numbagn.command.bench.results import read
 
 from . import FIGURES, RESULTS, batch_figure, support, tables
 

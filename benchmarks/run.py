@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from numbagn._bench.cases import CASE_NAMES, VARIANT_NAMES, selection
-from numbagn._bench.machine import core_count, describe_machine
-from numbagn._bench.results import read, write
-from numbagn._bench.starts import COLUMNS, run_starts
+from numbagn.command.bench.cases import CASE_NAMES, VARIANT_NAMES, selection
+from numbagn.command.bench.machine import core_count, describe_machine
+from numbagn.command.bench.results import read, write
+from numbagn.command.bench.starts import COLUMNS, run_starts
 
 from . import RESULTS
 

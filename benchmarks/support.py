@@ -10,9 +10,9 @@ from numba.core.errors import NumbaError
 
 import numbagn
 from numbagn import _njit
-from numbagn._arrays import _FAMILIES
-from numbagn._dtypes import ROWS, Dtype
-from numbagn._problem import ACTIVATIONS
+from numbagn.arrays.dtypes import ROWS, Dtype
+from numbagn.arrays.families import _FAMILIES
+from numbagn.calls.checks import ACTIVATIONS
 from numbagn.kernels.cuda.kinds import ITEMSIZE
 
 Array = np.ndarray

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from numbagn._bench.groups import Group, Row, dates, geometric_mean, groups_of, versions
+from numbagn.command.bench.groups import Group, Row, dates, geometric_mean, groups_of, versions
 
 WARNING = "\N{WARNING SIGN}"
 

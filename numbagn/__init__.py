@@ -1,10 +1,10 @@
 """Group normalization for NumPy arrays, compiled by Numba."""
 
 from . import reference
-from ._warmup import warmup
-from .derivatives import group_norm_double_backward, group_norm_jvp
+from .command.warmup import warmup
+from .derivatives.functions import group_norm_double_backward, group_norm_jvp
 from .functional import group_norm, group_norm_backward, group_norm_forward, instance_norm, layer_norm
-from .layers import GroupNorm, InstanceNorm, LayerNorm
+from .layers.norms import GroupNorm, InstanceNorm, LayerNorm
 from .moments import Moments, group_moments, normalize
 
 __version__ = "0.1.0"

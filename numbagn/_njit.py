@@ -11,8 +11,8 @@ import numpy as np
 from numba import TypingError, types
 from numba.extending import overload
 
-from ._loading import need_compiler
-from ._problem import ACTIVATIONS
+from ._process import need_compiler
+from .calls.checks import ACTIVATIONS
 from .functional import group_norm
 
 __all__ = ["init"]
@@ -71,8 +71,8 @@ def _group_norm(
             raise TypingError(f"out must have x's dtype and dimensions, {x.dtype} and {x.ndim}, got {out}")
         if not out.mutable:
             raise TypingError(f"out must be writable, got {out}")
-    from .kernels.inside import forward_call
-    from .kernels.links import linked
+    from .kernels.cpu.inside import forward_call
+    from .kernels.cpu.links import linked
 
     # channels first, as the type tells: then the kernel for channels last is not needed
     first = int(x.layout == "C" and getattr(channel_axis, "value", channel_axis) == 1 and not _given(out))

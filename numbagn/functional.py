@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ._calls import backward, forward
-from ._rows import ROWS
+from .calls.passes import backward, forward
+from .calls.rows import ROWS
 
 __all__ = ["group_norm", "group_norm_backward", "group_norm_forward", "instance_norm", "layer_norm"]
 

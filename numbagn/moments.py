@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._arrays import as_array, in_kind, in_memory, view
-from ._dtypes import STORED
-from ._loading import kernels
-from ._operands import (
+from .arrays.dtypes import STORED
+from .arrays.families import as_array, in_kind, in_memory, view
+from .arrays.recycling import array_like
+from .calls.checks import Problem, epsilon, output, parameter, problem, shown
+from .calls.loading import kernels
+from .calls.operands import (
     dense,
     dims_of,
     flat_of,
@@ -23,11 +25,9 @@ from ._operands import (
     target_of,
     values_of,
 )  # fmt: skip
-from ._padded import NOTHING, Valid, tables, valid_positions
-from ._problem import Problem, epsilon, output, parameter, problem, shown
-from ._recycling import array_like
-from ._valid import part_of
-from .kernels.geometry import FIELDS, SETTLE, SUM, WRITE
+from .calls.positions import NOTHING, Valid, tables, valid_positions
+from .calls.valid import part_of
+from .shapes.geometry import FIELDS, SETTLE, SUM, WRITE
 
 __all__ = ["Moments", "group_moments", "normalize"]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 import numbagn
 from numbagn import reference
-from numbagn.__main__ import main
+from numbagn.command.main import main
 
 ROOT = Path(numbagn.__file__).parents[1]
 

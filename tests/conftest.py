@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from numbagn import _calls, _schedule
+from numbagn.calls import passes
+from numbagn.shapes import schedule
 
 settings.register_profile("numbagn", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("numbagn")
@@ -31,10 +32,10 @@ def rng():
 @pytest.fixture
 def one_thread(monkeypatch):
     """One thread at any size: what else runs disturbs it less. `test_bits` shows that several give the same bits."""
-    monkeypatch.setattr(_schedule, "PARALLEL_BYTES", 1 << 62)
-    _calls.forget_plans()
+    monkeypatch.setattr(schedule, "PARALLEL_BYTES", 1 << 62)
+    passes.forget_plans()
     yield
-    _calls.forget_plans()
+    passes.forget_plans()
 
 
 @pytest.fixture

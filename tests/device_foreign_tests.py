@@ -6,7 +6,9 @@ from cases import DTYPES, close, normal
 from stand_in_device import Device, Foreign, NumbaArray
 
 import numbagn
-from numbagn import _device, _device_plan, reference
+from numbagn import reference
+from numbagn.arrays import device as device_arrays
+from numbagn.calls.gpu import grids
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SHAPE = (2, 4, 2, 4)
@@ -14,7 +16,7 @@ SHAPE = (2, 4, 2, 4)
 
 @pytest.fixture
 def computing(monkeypatch):
-    monkeypatch.setattr(_device_plan, "THREADS", 32)
+    monkeypatch.setattr(grids, "THREADS", 32)
     return Device(monkeypatch)
 
 
@@ -297,11 +299,11 @@ def test_results_tell_the_stream_that_they_are_made_on(rng, device, stream):
 def test_parameters_that_change_in_place_are_seen(rng, computing):
     x, weight = normal(rng, SHAPE, np.float32), np.ones(4, np.float32)
     given = computing.put(x)
-    large = np.ones(_device.LARGEST_UPLOADED // 4 + 1, np.float32)
+    large = np.ones(device_arrays.LARGEST_UPLOADED // 4 + 1, np.float32)
     for factor in (1, 2, 3, 1):
         weight[:] = large[:] = factor
         close(numbagn.group_norm(given, 2, weight).host, reference.group_norm(x, 2, weight)[0], 1e-5)
-        assert np.array_equal(_device.uploaded("weight", large, 0).owner.host, large)
+        assert np.array_equal(device_arrays.uploaded("weight", large, 0).owner.host, large)
 
 
 def test_small_parameters_are_copied_once_and_few_bytes_are_kept(rng, device):
@@ -310,23 +312,23 @@ def test_small_parameters_are_copied_once_and_few_bytes_are_kept(rng, device):
     for _ in range(3):
         numbagn.group_norm(x, 2, weight, bias)
     assert len(device.copies) == 2
-    for _ in range(2 * _device.MOST_UPLOADED):  # of training
+    for _ in range(2 * device_arrays.MOST_UPLOADED):  # of training
         weight += 1
-        _device.uploaded("weight", weight, 0)
-    kept = _device._kept.cache_info()
-    assert kept.currsize == _device.MOST_UPLOADED
-    assert _device.MOST_UPLOADED * _device.LARGEST_UPLOADED <= 16 << 20
+        device_arrays.uploaded("weight", weight, 0)
+    kept = device_arrays._kept.cache_info()
+    assert kept.currsize == device_arrays.MOST_UPLOADED
+    assert device_arrays.MOST_UPLOADED * device_arrays.LARGEST_UPLOADED <= 16 << 20
     count = len(device.copies)
-    _device.uploaded("weight", weight, 0)
+    device_arrays.uploaded("weight", weight, 0)
     assert len(device.copies) == count  # the newest are kept
 
 
 def test_large_parameters_are_neither_kept_nor_read_after_the_call(device):
-    large = np.ones(_device.LARGEST_UPLOADED // 4 + 1, np.float32)
+    large = np.ones(device_arrays.LARGEST_UPLOADED // 4 + 1, np.float32)
     for _ in range(3):
-        _device.uploaded("weight", large, 0)
+        device_arrays.uploaded("weight", large, 0)
     assert len(device.copies) == 3
-    assert not _device._kept.cache_info().currsize
+    assert not device_arrays._kept.cache_info().currsize
     assert not any(np.may_share_memory(large, copy) for copy in device.copies)
 
 

@@ -41,7 +41,7 @@ def why_not():
 
 def kernels():
     """(name, kernel) of each kernel in each dtype, in its largest form: parameters, SiLU and vectors."""
-    from numbagn._device_plan import channels_of, rows_of, whole_of
+    from numbagn.calls.gpu.grids import channels_of, rows_of, whole_of
     from numbagn.kernels.cuda import backward, backward_split, forward, split
     from numbagn.kernels.cuda.copying import copy
     from numbagn.kernels.cuda.kinds import accumulator_of

@@ -28,8 +28,11 @@ from cases import DTYPES, close, in_layout, normal
 from test_backward import TOLERANCE, check
 
 import numbagn
-from numbagn import _calls, _recycling, _schedule, reference
-from numbagn._dtypes import dtype_row
+from numbagn import reference
+from numbagn.arrays import recycling
+from numbagn.arrays.dtypes import dtype_row
+from numbagn.calls import passes
+from numbagn.shapes import schedule
 
 CASES, TIMES = 4, 3  # of each thread in a round; calls of each case
 GROWTH = 16  # MiB that memory may grow by after a third of the time; 1 to 3 were seen
@@ -222,13 +225,13 @@ def repeatedly(case: Case) -> str:
 
 @contextmanager
 def serial_kernels() -> Iterator[None]:
-    before, _schedule.PARALLEL_BYTES = _schedule.PARALLEL_BYTES, 1 << 62
-    _calls.forget_plans()
+    before, schedule.PARALLEL_BYTES = schedule.PARALLEL_BYTES, 1 << 62
+    passes.forget_plans()
     try:
         yield
     finally:
-        _schedule.PARALLEL_BYTES = before
-        _calls.forget_plans()
+        schedule.PARALLEL_BYTES = before
+        passes.forget_plans()
 
 
 def verify(case: Case, bits: str) -> None:
@@ -253,7 +256,7 @@ def keep_nothing_free() -> None:
 
 def memory() -> float:
     """MiB this process holds, without free results; NaN where the system does not tell."""
-    _recycling._buffers.clear()
+    recycling._buffers.clear()
     gc.collect()
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

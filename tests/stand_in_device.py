@@ -11,7 +11,8 @@ import types
 import ml_dtypes
 import numpy as np
 
-from numbagn import _arrays, _device, _device_calls, _device_operands, _device_replay
+from numbagn.arrays import device, families
+from numbagn.calls.gpu import operands, passes, replay
 from numbagn.kernels.cuda import target
 
 # Names of dtypes: their storage.
@@ -67,12 +68,12 @@ class Device:
         self.versions = []  # tensors that autograd was told about
         self.events = itertools.count()
         self.launch = target.launch
-        for module in (_device, _device_calls, _device_operands):
+        for module in (device, passes, operands):
             monkeypatch.setattr(module, "cuda_module", lambda: self.cuda)
         monkeypatch.setattr(target, "launch", self.run)
-        monkeypatch.setattr(_device_replay, "_plans", {})
-        monkeypatch.setattr(_arrays, "_known", {})
-        _device._kept.cache_clear()
+        monkeypatch.setattr(replay, "_plans", {})
+        monkeypatch.setattr(families, "_known", {})
+        device._kept.cache_clear()
         self.torch = torch_of(self)
         monkeypatch.setitem(sys.modules, "torch", self.torch)
         self.cuda = types.ModuleType("cuda")

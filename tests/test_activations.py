@@ -7,10 +7,10 @@ import pytest
 from numba import njit
 
 from numbagn import reference
-from numbagn._dtypes import STORED
-from numbagn._problem import ACTIVATIONS
+from numbagn.arrays.dtypes import STORED
+from numbagn.calls.checks import ACTIVATIONS
 from numbagn.kernels import formulas
-from numbagn.kernels.memory import lanes, load, pointer, store
+from numbagn.kernels.cpu.memory import lanes, load, pointer, store
 
 
 def compiled(formula, dtype):

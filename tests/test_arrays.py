@@ -9,8 +9,9 @@ from command_line import shell
 from foreign import KINDS, from_jax, from_torch, to_jax, to_torch
 
 import numbagn
-from numbagn import _arrays, _calls
-from numbagn._recycling import array_like
+from numbagn.arrays import families
+from numbagn.arrays.recycling import array_like
+from numbagn.calls import passes
 
 SHAPE, G = (2, 8, 5, 6), 4
 
@@ -119,7 +120,7 @@ def test_no_copy_is_made(rng, kind):
     result = array_like(np.empty(1 << 20, np.float32))  # begins where JAX wants memory to begin
     seen = []
     theirs = to(normal(rng, SHAPE, np.float32))
-    again = _arrays.in_kind(lambda x: seen.append(x) or result, {"x": theirs})
+    again = families.in_kind(lambda x: seen.append(x) or result, {"x": theirs})
     assert type(seen[0]) is np.ndarray
     assert np.shares_memory(seen[0], np.from_dlpack(theirs))
     assert np.shares_memory(result, np.from_dlpack(again))
@@ -138,7 +139,7 @@ def test_memory_of_a_result_is_not_used_again_while_it_is_held(rng, kind):
 def test_later_calls_are_as_quick_as_those_of_numpy(rng, kind, monkeypatch):
     x = kind[0](normal(rng, SHAPE, np.float32))
     want = numbagn.group_norm(x, G)
-    monkeypatch.setattr(_calls, "problem", None)  # not asked again
+    monkeypatch.setattr(passes, "problem", None)  # not asked again
     assert_same(numbagn.group_norm(x, G), kind[1](want), kind[1])
 
 

@@ -10,7 +10,7 @@ from command_line import shell
 from foreign import Standard, to_jax, to_torch
 
 import numbagn
-from numbagn import _arrays
+from numbagn.arrays import families
 
 SHAPE, G = (2, 8, 5, 6), 4
 
@@ -97,7 +97,7 @@ def test_arrays_on_devices_are_refused():
 
 
 def test_a_library_that_is_being_imported_is_no_hindrance(rng, one_thread, monkeypatch):
-    monkeypatch.setattr(_arrays, "_known", {})
+    monkeypatch.setattr(families, "_known", {})
     for name in ("torch", "jax", "dask.array"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     x = normal(rng, SHAPE, np.float32)

@@ -10,9 +10,9 @@ from command_line import error_line, shell
 
 from benchmarks import batch_size, pipeline
 from benchmarks.network import NORMS, Descent, Network
-from numbagn.__main__ import main
-from numbagn._bench import command
-from numbagn._bench.cases import CASE_NAMES
+from numbagn.command.bench import command
+from numbagn.command.bench.cases import CASE_NAMES
+from numbagn.command.main import main
 
 ARGUMENTS = ("--cases", "pixel", "--variants", "forward", "--threads", "1", "--peers", "numpy")
 
@@ -91,7 +91,7 @@ def test_bench_without_time_for_anything_is_an_error(monkeypatch, capsys):
 def test_bench_needs_the_package_alone():
     """A wheel holds no benchmarks/."""
     done = shell(
-        code="import sys; sys.modules['benchmarks'] = None; import numbagn._bench.command, numbagn._bench.worker"
+        code="import sys; sys.modules['benchmarks'] = None; from numbagn.command.bench import command, worker"
     )
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -6,7 +6,9 @@ import pytest
 from cases import LAYOUTS, SHAPES, close, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _calls, _schedule, reference
+from numbagn import reference
+from numbagn.calls import passes
+from numbagn.shapes import schedule
 
 # whole blocks; one block in many parts; few uneven blocks; single positions
 SCHEDULED = (((6, 24, 9, 11), 4), ((1, 4, 190, 210), 1), ((3, 10, 64, 65), 2), ((40, 48, 1), 6))
@@ -25,7 +27,7 @@ def schedules(monkeypatch):
 
     def results(function):
         before = numba.get_num_threads()
-        plain = _schedule._shared
+        plain = schedule._shared
         try:
             for parallel in (0, 1):
                 for whole in (True, False):
@@ -37,13 +39,13 @@ def schedules(monkeypatch):
                             "LAST": 1 if whole else 4,
                             "SLOTS": 3 * threads if parallel else 1,
                         }
-                        monkeypatch.setattr(_schedule, "_shared", lambda *_, forced=forced: forced)
-                        _calls.forget_plans()
+                        monkeypatch.setattr(schedule, "_shared", lambda *_, forced=forced: forced)
+                        passes.forget_plans()
                         yield (parallel, whole, threads), function()
         finally:
             numba.set_num_threads(before)
-            monkeypatch.setattr(_schedule, "_shared", plain)
-            _calls.forget_plans()
+            monkeypatch.setattr(schedule, "_shared", plain)
+            passes.forget_plans()
 
     return results
 
@@ -63,8 +65,8 @@ def test_same_bits_for_any_threads_and_schedule(rng, schedules, layout, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_same_bits_for_any_threads_and_schedule_of_single_positions(rng, schedules, monkeypatch, dtype):
     """All samples share the parameters: their gradients are summed over stretches of samples."""
-    monkeypatch.setattr(_schedule, "SAMPLES_IN_UNIT", 7)
-    monkeypatch.setattr(_schedule, "ROW_PIECE", 64)
+    monkeypatch.setattr(schedule, "SAMPLES_IN_UNIT", 7)
+    monkeypatch.setattr(schedule, "ROW_PIECE", 64)
     for shape, groups in (((40, 48), 6), ((100, 200), 1), ((3, 300), 2), ((1, 77), 1)):
         x, dy, skip = (normal(rng, shape, dtype, offset=3.0) for _ in range(3))
         weight, bias = normal(rng, shape[1], np.float32), normal(rng, shape[1], np.float32)
@@ -116,12 +118,12 @@ def test_same_bits_past_the_caches_at_any_alignment(rng, monkeypatch, layout, dt
     x, dy = (in_layout(normal(rng, shape, dtype), layout) for _ in range(2))
     _, mean, rstd = numbagn.group_norm_forward(x, 3)
     want, dx = numbagn.group_norm(x, 3), numbagn.group_norm_backward(dy, x, mean, rstd, 3)[0]
-    monkeypatch.setattr(_schedule, "past_bytes", lambda *_: 0)
-    _calls.forget_plans()
+    monkeypatch.setattr(schedule, "past_bytes", lambda *_: 0)
+    passes.forget_plans()
     try:
         for parallel in (1 << 62, 0):
-            monkeypatch.setattr(_schedule, "PARALLEL_BYTES", parallel)
-            _calls.forget_plans()
+            monkeypatch.setattr(schedule, "PARALLEL_BYTES", parallel)
+            passes.forget_plans()
             raw = np.full(x.nbytes + 256, 0xA5, np.uint8)
             for start in (*range(64, 129, x.itemsize), 65):
                 raw[:] = 0xA5
@@ -135,7 +137,7 @@ def test_same_bits_past_the_caches_at_any_alignment(rng, monkeypatch, layout, dt
                     assert (raw[:start] == 0xA5).all()
                     assert (raw[start + x.nbytes :] == 0xA5).all()
     finally:
-        _calls.forget_plans()
+        passes.forget_plans()
 
 
 def test_same_bits_again_and_again(rng):
@@ -156,9 +158,9 @@ def test_any_parts_give_right_numbers_and_the_same_bits_serial_or_parallel(
     rng, monkeypatch, layout, elements, positions
 ):
     """Every path on small and odd shapes: many parts or one, streamed or not, whole blocks or phases."""
-    monkeypatch.setattr(_schedule, "PART_ELEMENTS", elements)
+    monkeypatch.setattr(schedule, "PART_ELEMENTS", elements)
     for name in ("PART_POSITIONS", "BACKWARD_PART_POSITIONS"):
-        monkeypatch.setattr(_schedule, name, positions)
+        monkeypatch.setattr(schedule, name, positions)
     cases = [SHAPES[name] for name in ("below_a_vector", "five_channels_a_group", "vector_multiples", "wide_rows")]
     cases += [((1, 70, 5, 5), 10), ((3, 3, 17, 19), 1), ((40, 6, 5), 2)]
     try:
@@ -167,9 +169,9 @@ def test_any_parts_give_right_numbers_and_the_same_bits_serial_or_parallel(
             w, b = normal(rng, shape[1], np.float32), normal(rng, shape[1], np.float32)
             seen = []
             for parallel, past in ((1 << 62, 1 << 40), (0, 1 << 40), (0, 0)):
-                monkeypatch.setattr(_schedule, "PARALLEL_BYTES", parallel)
-                monkeypatch.setattr(_schedule, "past_bytes", lambda *_, past=past: past)
-                _calls.forget_plans()
+                monkeypatch.setattr(schedule, "PARALLEL_BYTES", parallel)
+                monkeypatch.setattr(schedule, "past_bytes", lambda *_, past=past: past)
+                passes.forget_plans()
                 y, mean, rstd = numbagn.group_norm_forward(x, groups, w, b, activation="silu")
                 seen.append([y, *numbagn.group_norm_backward(dy, x, mean, rstd, groups, w, b, activation="silu")])
             want = reference.group_norm(x, groups, w, b, activation="silu")[0]
@@ -180,4 +182,4 @@ def test_any_parts_give_right_numbers_and_the_same_bits_serial_or_parallel(
             for others in seen[1:]:
                 assert all(map(same_bits, seen[0], others)), shape
     finally:
-        _calls.forget_plans()
+        passes.forget_plans()

@@ -293,7 +293,10 @@ def test_changed_sources_are_compiled_anew(use, monkeypatch):
 
 
 def test_the_digest_is_of_all_sources_of_kernels(tmp_path, monkeypatch):
-    names = {path.stem for path in Path(compiled.__file__).parent.glob("*.py")} - {"__init__"}
+    package = Path(numbagn.__file__).parent
+    folders = "kernels", "kernels/cpu", "shapes"
+    names = {str(path.relative_to(package)) for folder in folders for path in (package / folder).glob("*.py")}
+    names = {name for name in names if not name.endswith("__init__.py")} | {"arrays/dtypes.py"}
     shutil.copytree(Path(numbagn.__file__).parent, tmp_path / "numbagn", ignore=shutil.ignore_patterns("__pycache__"))
     done = shell(
         code=f"""
@@ -302,7 +305,7 @@ sys.path.insert(0, {str(tmp_path)!r})
 from numbagn.kernels.compiled import sources_digest
 digests = [sources_digest()]
 for name in {sorted(names)}:
-    with open(f"{tmp_path}/numbagn/kernels/{{name}}.py", "a") as file:
+    with open(f"{tmp_path}/numbagn/{{name}}", "a") as file:
         file.write("# changed")
     sources_digest.cache_clear()
     digests.append(sources_digest())

@@ -9,7 +9,7 @@ import pytest
 from command_line import definition, error_line, leftovers, normalize, shell
 
 import numbagn
-from numbagn import _chunks, _files
+from numbagn.command import chunks, files
 
 # name: (shape of the file, channel axis, groups)
 SHAPES = {
@@ -29,8 +29,8 @@ def small_chunks(monkeypatch):
     """Samples above so many bytes are cut."""
 
     def set_bytes(size):
-        monkeypatch.setattr(_files, "BATCH_BYTES", size)
-        monkeypatch.setattr(_files, "CHUNK_BYTES", size)
+        monkeypatch.setattr(files, "BATCH_BYTES", size)
+        monkeypatch.setattr(files, "CHUNK_BYTES", size)
 
     return set_bytes
 
@@ -42,7 +42,7 @@ def test_boxes_are_consecutive_memory_and_cover_it_in_order(order, most):
         x = np.arange(math.prod(shape)).reshape(shape, order=order)
         group = shape[axis] // groups
         seen = []
-        for box in _chunks.boxes(shape, x.strides, axis % x.ndim, group, most):
+        for box in chunks.boxes(shape, x.strides, axis % x.ndim, group, most):
             values = np.sort(x[box], axis=None)
             assert 0 < values.size <= most
             assert (np.diff(values) == 1).all()
@@ -61,7 +61,7 @@ def test_boxes_of_whole_groups(order):
         group, positions = shape[axis] // groups, x[0].size // shape[axis]
         for most in (1, 60, 400):
             covered = 0
-            for box in _chunks.boxes(shape, x.strides, axis % x.ndim, group, most, whole_groups=True):
+            for box in chunks.boxes(shape, x.strides, axis % x.ndim, group, most, whole_groups=True):
                 part = x[box]
                 assert part.shape[axis] % group == 0
                 assert part.size == part.shape[0] * part.shape[axis] * positions
@@ -78,7 +78,7 @@ def test_chunks_agree_with_the_definition(tmp_path, rng, one_thread, small_chunk
     x = np.asarray(rng.normal(1e4, 1, shape).astype(np.float32), order=order)
     weight, bias = rng.normal(1, 1, shape[axis]), rng.normal(0, 1, (shape[0], shape[axis]))
     np.save(tmp_path / "in.npy", x)
-    _files.normalize_file(
+    files.normalize_file(
         tmp_path / "in.npy",
         tmp_path / "out.npy",
         groups,
@@ -105,7 +105,7 @@ def test_every_dtype_in_chunks(tmp_path, rng, one_thread, small_chunks, found, a
     # near 1e9 float32 would lose all that distinguishes these
     x = (rng.integers(0, 100, (2, 4, 9, 60)) + (10**9 if wide else 0)).astype(found)
     np.save(tmp_path / "in.npy", x)
-    _files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 2, dtype=asked)
+    files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 2, dtype=asked)
     y = np.load(tmp_path / "out.npy")
     assert y.dtype == (asked or (np.dtype(found).newbyteorder("=") if "f" in found else np.float32))
     np.testing.assert_allclose(y, definition(x, 2), rtol=0, atol={2: 2e-3, 4: 2e-6, 8: 4e-6}[y.dtype.itemsize])
@@ -130,7 +130,7 @@ def test_integers_beyond_what_float64_holds(tmp_path, rng, one_thread, small_chu
     for chunk_bytes, order, axis in itertools.product((900, 20000, 1 << 20), "CF", (1, 2)):
         small_chunks(chunk_bytes)
         np.save(tmp_path / "in.npy", np.asarray(np.moveaxis(x, 1, axis), order=order))
-        _files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 3, dtype=asked, channel_axis=axis)
+        files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 3, dtype=asked, channel_axis=axis)
         y = np.moveaxis(np.load(tmp_path / "out.npy"), axis, 1)
         assert y.dtype == asked
         np.testing.assert_allclose(y, want, rtol=0, atol={2: 2e-3, 4: 1e-6, 8: 1e-12}[y.dtype.itemsize])
@@ -139,7 +139,7 @@ def test_integers_beyond_what_float64_holds(tmp_path, rng, one_thread, small_chu
 def test_integers_from_end_to_end_of_their_range(tmp_path, one_thread):
     for ends in (np.array([-(2**63), 2**63 - 1, 0, 5]), np.array([2**64 - 1, 0, 2**63, 5], np.uint64)):
         np.save(tmp_path / "in.npy", ends.reshape(1, 1, 4))
-        _files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 1, dtype="float64")
+        files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 1, dtype="float64")
         want = definition(ends.astype(np.float64).reshape(1, 1, 4), 1)
         np.testing.assert_allclose(np.load(tmp_path / "out.npy"), want, rtol=0, atol=1e-15)
 
@@ -148,7 +148,7 @@ def test_groups_that_fit_have_the_bits_of_one_call(tmp_path, rng, one_thread, sm
     x = rng.normal(3, 2, (2, 12, 30, 10)).astype(np.float32)
     np.save(tmp_path / "in.npy", x)
     small_chunks(3 * 3 * 300 * 4)  # three groups of four
-    _files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 4)
+    files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 4)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), numbagn.group_norm(x, 4))
 
 
@@ -168,7 +168,7 @@ def test_each_value_is_read_twice_and_the_bar_moves_through_both_passes(tmp_path
     for name in seen:
         monkeypatch.setattr(numbagn, name, counting(name, getattr(numbagn, name)))
     calls = []
-    _files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 1, progress=lambda *call: calls.append(call))
+    files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 1, progress=lambda *call: calls.append(call))
     assert seen == {"group_moments": x.size, "normalize": x.size, "group_norm": 0}
     done = [call[0] for call in calls]
     assert (calls[0], calls[-1]) == ((0, 2), (2, 2))
@@ -199,12 +199,12 @@ def test_a_signal_is_heard_between_chunks(tmp_path, monkeypatch, x, small_chunks
 
     def stopping(done, total):
         if len(calls) == 2:
-            raise _files.Stopped(15)
+            raise files.Stopped(15)
 
     monkeypatch.setattr(numbagn, "group_moments", signalled)
     small_chunks(100)
-    with pytest.raises(_files.Stopped):
-        _files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 1, progress=stopping)
+    with pytest.raises(files.Stopped):
+        files.normalize_file(tmp_path / "in.npy", tmp_path / "out.npy", 1, progress=stopping)
     assert len(calls) == 2
     assert leftovers(tmp_path) == []
 
@@ -213,13 +213,13 @@ LITTLE_MEMORY = """\
 import re, resource, sys
 import numpy as np
 from pathlib import Path
-from numbagn import _files
+from numbagn import files
 
-_files.BATCH_BYTES = _files.CHUNK_BYTES = 2 << 20
+files.BATCH_BYTES = files.CHUNK_BYTES = 2 << 20
 folder, axis, *options = Path(sys.argv[1]), int(sys.argv[2])
 
 def run(name):
-    _files.normalize_file(folder / f"{name}.npy", folder / f"{name}_out.npy", 1, channel_axis=axis)
+    files.normalize_file(folder / f"{name}.npy", folder / f"{name}_out.npy", 1, channel_axis=axis)
 
 run("small")  # compiles, starts threads
 used = 1024 * int(re.search(r"VmData:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -5,33 +5,33 @@ from collections import deque
 import numba
 import pytest
 
-from numbagn import _threads
+from numbagn.calls import threads
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the kernel below moves, under OpenMP."""
     now = [100.0]
-    monkeypatch.setattr(_threads, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(_threads, "_stalls", deque(maxlen=_threads.STALLS))
-    monkeypatch.setattr(_threads, "_alone_until", 0.0)
+    monkeypatch.setattr(threads, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(threads, "_stalls", deque(maxlen=threads.STALLS))
+    monkeypatch.setattr(threads, "_alone_until", 0.0)
     monkeypatch.setattr(numba, "threading_layer", lambda: "omp")
     return now
 
 
 def test_stalls_make_calls_use_one_thread_for_a_while(clock):
-    threads = []
+    seen = []
 
     def kernel(seconds):
-        threads.append(numba.get_num_threads())
+        seen.append(numba.get_num_threads())
         clock[0] += seconds
 
     before = numba.get_num_threads()
     assert before > 1
-    run = _threads.patient(kernel, 1000)
+    run = threads.patient(kernel, 1000)
     for seconds in (0.0001, 0.008, 0.0001, 0.008, 0.0001, 0.008, 0.0001, 0.0001):
         run(seconds)
-    assert threads == [before] * 6 + [1, 1]
+    assert seen == [before] * 6 + [1, 1]
     assert numba.get_num_threads() == before
     clock[0] += 0.15  # within the respite
     run(0.0001)
@@ -46,13 +46,13 @@ def test_stalls_make_calls_use_one_thread_for_a_while(clock):
 
 
 def test_long_calls_are_no_stalls(clock):
-    threads = []
+    seen = []
 
     def kernel():
-        threads.append(numba.get_num_threads())
+        seen.append(numba.get_num_threads())
         clock[0] += 0.1
 
-    run = _threads.patient(kernel, 64 << 20)
+    run = threads.patient(kernel, 64 << 20)
     for _ in range(6):
         run()
     assert len(set(threads)) == 1
@@ -62,13 +62,13 @@ def test_the_mask_is_put_back_where_a_kernel_raises(clock, monkeypatch):
     def kernel():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_threads, "_alone_until", 200.0)
+    monkeypatch.setattr(threads, "_alone_until", 200.0)
     before = numba.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
-        _threads.patient(kernel, 1)()
+        threads.patient(kernel, 1)()
     assert numba.get_num_threads() == before
 
 
 def test_other_layers_do_not_spin(clock, monkeypatch):
     monkeypatch.setattr(numba, "threading_layer", lambda: "tbb")
-    assert _threads.patient(print, 1) is print
+    assert threads.patient(print, 1) is print

@@ -75,7 +75,7 @@ def test_without_a_gpu_the_error_says_what_is_missing():
 def test_nothing_of_cuda_is_imported_for_arrays_of_the_cpu():
     code = (
         "import sys, numpy as np, numbagn; numbagn.group_norm(np.ones((1, 4, 3), np.float32), 2);"
-        "sys.exit(any(name.startswith('numbagn._device') or name.startswith('numbagn.kernels.cuda') or "
+        "sys.exit(any(name.startswith(('numbagn.arrays.device', 'numbagn.calls.gpu', 'numbagn.kernels.cuda')) or "
         "name == 'numba.cuda.cudadrv.driver' for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
@@ -83,7 +83,7 @@ def test_nothing_of_cuda_is_imported_for_arrays_of_the_cpu():
 
 
 def test_a_team_is_in_one_warp_or_a_whole_block():
-    from numbagn._device_plan import rows_of, whole_of
+    from numbagn.calls.gpu.grids import rows_of, whole_of
 
     for count, elements in itertools.product((1, 2, 4, 8), range(1, 40000, 31)):
         for plan in (whole_of(elements, count), rows_of(elements, count, False), rows_of(elements, count, True)):
@@ -93,8 +93,8 @@ def test_a_team_is_in_one_warp_or_a_whole_block():
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 5, 7, 10, 49, 320, 2047, 65537, 2**31 - 1])
 def test_division_by_multiplication_is_exact(divisor):
-    from numbagn._device_plan import MOST
-    from numbagn._device_plan import divisor as plan
+    from numbagn.calls.gpu.grids import MOST
+    from numbagn.calls.gpu.grids import divisor as plan
 
     multiplier, shift = plan(divisor)
     assert multiplier * MOST < 2**63

@@ -9,7 +9,7 @@ from cases import DTYPES, close, in_layout, normal, same_bits
 
 import numbagn
 from numbagn import reference
-from numbagn._dtypes import dtype_row
+from numbagn.arrays.dtypes import dtype_row
 
 dask = pytest.importorskip("dask", reason="dask is not installed")
 da = pytest.importorskip("dask.array", reason="dask is not installed")

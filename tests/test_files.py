@@ -13,7 +13,7 @@ import pytest
 from command_line import G2, GOOD, command, definition, error_line, leftovers, normalize, shell
 
 import numbagn
-from numbagn import _files
+from numbagn.command import files
 
 # Real data
 
@@ -94,7 +94,7 @@ def test_narrowing_happens_after_the_work(tmp_path):
 def test_fortran_order_stays(tmp_path, monkeypatch, found, add_batch_axis):
     x = np.asfortranarray(np.random.default_rng(3).integers(0, 255, (6, 4, 7)).astype(found))
     np.save(tmp_path / "in.npy", x)
-    monkeypatch.setattr(_files, "BATCH_BYTES", 256)
+    monkeypatch.setattr(files, "BATCH_BYTES", 256)
     options = ("--add-batch-axis", "--num-groups", 3) if add_batch_axis else ("--num-groups", 2)
     assert normalize(tmp_path / "in.npy", tmp_path / "out.npy", "--dtype", "float32", *options) == 0
     y = np.load(tmp_path / "out.npy")
@@ -107,8 +107,8 @@ def test_fortran_order_stays(tmp_path, monkeypatch, found, add_batch_axis):
 @pytest.mark.parametrize("batch_bytes", [1, 600, 1 << 20])
 def test_batches_give_the_bits_of_one_call(tmp_path, monkeypatch, x, batch_bytes):
     calls = []
-    monkeypatch.setattr(_files, "BATCH_BYTES", batch_bytes)
-    report = _files.normalize_file(
+    monkeypatch.setattr(files, "BATCH_BYTES", batch_bytes)
+    report = files.normalize_file(
         tmp_path / "in.npy", tmp_path / "out.npy", 3, progress=lambda done, total: calls.append((done, total))
     )
     whole = numbagn.group_norm(x, 3)
@@ -175,7 +175,7 @@ def test_failure_in_the_middle_leaves_the_old_file(tmp_path, monkeypatch, capsys
         return right(chunk, *args, **options)
 
     monkeypatch.setattr(numbagn, "group_norm", failing)
-    monkeypatch.setattr(_files, "BATCH_BYTES", 1)
+    monkeypatch.setattr(files, "BATCH_BYTES", 1)
     assert normalize(tmp_path / "in.npy", tmp_path / "out.npy", "--num-groups", 2) == code
     assert error_line(capsys.readouterr().err) == message
     assert [len(names) for names in calls] == [1, 1, 1]
@@ -203,9 +203,9 @@ def test_room_is_taken_where_the_system_has_no_call_for_it(tmp_path, monkeypatch
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
     monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
-    monkeypatch.setattr(_files, "BATCH_BYTES", 1 << 14)
+    monkeypatch.setattr(files, "BATCH_BYTES", 1 << 14)
     path = tmp_path / "new.npy"
-    y = _files._create(path, np.dtype(np.float64), (30, 1000), fortran=False)
+    y = files._create(path, np.dtype(np.float64), (30, 1000), fortran=False)
     y[:] = 7
     y.flush()
     np.testing.assert_array_equal(np.load(path), np.full((30, 1000), 7.0))
@@ -261,13 +261,13 @@ def test_a_signal_is_never_lost_nor_raised_twice():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
 
-    with _files.stop_signals() as check:
+    with files.stop_signals() as check:
         check()
-        with contextlib.suppress(_files.Stopped):  # a library that swallows everything
+        with contextlib.suppress(files.Stopped):  # a library that swallows everything
             send()
             raise AssertionError("the signal was not raised")
         send()  # during clean-up: nothing
-        with pytest.raises(_files.Stopped) as stopped:
+        with pytest.raises(files.Stopped) as stopped:
             check()
     assert stopped.value.signum == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before

@@ -6,7 +6,7 @@ from cases import DTYPES, LAYOUTS, SHAPES, close, in_layout, normal, same_bits
 
 import numbagn
 from numbagn import reference
-from numbagn._dtypes import dtype_row
+from numbagn.arrays.dtypes import dtype_row
 
 # options of a call; the arrays are made for the shape
 OPTIONS = {

@@ -8,7 +8,9 @@ import pytest
 from cases import LAYOUTS, SHAPES, close, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _calls, _problem, _schedule, reference
+from numbagn import reference
+from numbagn.calls import checks, passes
+from numbagn.shapes import schedule
 
 INTEGERS = ("uint8", "int8", "uint16", "int16")
 
@@ -77,14 +79,14 @@ def test_parallel_kernels_give_the_bits_of_serial_ones(rng, monkeypatch, layout,
         for shape, groups in (((8, 32, 24, 25), 8), ((1, 6, 250, 260), 1), ((3, 10, 170, 91), 2)):
             x, seen = integers(rng, shape, dtype, layout), []
             for parallel, past in ((1 << 62, 1 << 62), (0, 1 << 62), (0, 0)):
-                monkeypatch.setattr(_schedule, "PARALLEL_BYTES", parallel)
-                monkeypatch.setattr(_schedule, "past_bytes", lambda *_, past=past: past)
-                _calls.forget_plans()
+                monkeypatch.setattr(schedule, "PARALLEL_BYTES", parallel)
+                monkeypatch.setattr(schedule, "past_bytes", lambda *_, past=past: past)
+                passes.forget_plans()
                 seen.append(numbagn.group_norm(x, groups))
             close(seen[0], reference.group_norm(x, groups)[0], 2e-6)
             assert all(same_bits(seen[0], other) for other in seen[1:])
     finally:
-        _calls.forget_plans()
+        passes.forget_plans()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -111,8 +113,8 @@ def test_no_converted_copy_is_made(rng, one_thread, dtype, layout):
     numbagn.group_norm(x, 2, out=out)
     m = numbagn.group_moments(x, 2)
     numbagn.normalize(x, m, out=out)
-    _calls.forget_plans()
-    assert _problem.problem(x, 2).x is x
+    passes.forget_plans()
+    assert checks.problem(x, 2).x is x
     for call in (
         lambda: numbagn.group_norm(x, 2, out=out),
         lambda: numbagn.group_moments(x, 2),

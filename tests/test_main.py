@@ -12,8 +12,8 @@ import pytest
 from command_line import G2, GOOD, command, error_line, leftovers, normalize, shell, write_npy, write_npz
 
 import numbagn
-from numbagn import _files, _selfcheck
-from numbagn.__main__ import main
+from numbagn.command import files, selfcheck
+from numbagn.command.main import main
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -55,7 +55,7 @@ def test_self_check_finds_wrong_numbers(monkeypatch, capsys):
         return y
 
     monkeypatch.setattr(numbagn, "group_norm", wrong)
-    monkeypatch.setattr(_selfcheck, "SPEED_ROUNDS", 1)
+    monkeypatch.setattr(selfcheck, "SPEED_ROUNDS", 1)
     assert main([]) == 1
     out = capsys.readouterr().out
     assert re.search(r"^  float64 .* WRONG$", out, re.MULTILINE)
@@ -185,8 +185,8 @@ def screen(text):
     ],
 )
 def test_progress_bar(tmp_path, monkeypatch, capsys, x, stream, options, drawn):
-    monkeypatch.setattr(_files, "BATCH_BYTES", 1)
-    monkeypatch.setattr(_files.ProgressBar, "INTERVAL", 0.0)
+    monkeypatch.setattr(files, "BATCH_BYTES", 1)
+    monkeypatch.setattr(files.ProgressBar, "INTERVAL", 0.0)
     monkeypatch.setattr(sys, "stderr", stream())
     assert normalize(tmp_path / "in.npy", tmp_path / "out.npy", "--num-groups", 2, *options) == 0
     text = sys.stderr.getvalue()

@@ -9,8 +9,10 @@ import pytest
 from cases import DTYPES, LAYOUTS, SHAPES, close, error, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import Moments, _calls, _schedule, group_moments, normalize, reference
-from numbagn._dtypes import dtype_row
+from numbagn import Moments, group_moments, normalize, reference
+from numbagn.arrays.dtypes import dtype_row
+from numbagn.calls import passes
+from numbagn.shapes import schedule
 
 
 def exact(x, groups):
@@ -93,8 +95,8 @@ def test_bits_do_not_depend_on_threads_nor_on_the_batch(rng, monkeypatch, layout
         x, weight = in_layout(normal(rng, shape, np.float32), layout), normal(rng, shape[1], np.float32)
         seen = []
         for parallel in (1 << 62, 0):
-            monkeypatch.setattr(_schedule, "PARALLEL_BYTES", parallel)
-            _calls.forget_plans()
+            monkeypatch.setattr(schedule, "PARALLEL_BYTES", parallel)
+            passes.forget_plans()
             m = group_moments(x, groups)
             seen.append((stack(m), normalize(x, m, weight)))
         alone = [group_moments(x[n : n + 1], groups) for n in range(shape[0])]
@@ -102,7 +104,7 @@ def test_bits_do_not_depend_on_threads_nor_on_the_batch(rng, monkeypatch, layout
         assert all(map(same_bits, *seen))
         y = [normalize(x[n : n + 1], one, weight) for n, one in enumerate(alone)]
         np.testing.assert_array_equal(np.concatenate(y), seen[0][1])
-    _calls.forget_plans()
+    passes.forget_plans()
 
 
 def test_chunks_without_values(rng):

@@ -151,8 +151,8 @@ def test_what_depends_on_the_machine_is_asked_for_where_code_from_disk_runs(tmp_
     (tmp_path / "share.py").write_text("""
 import numba
 from numba import types
-from numbagn.kernels.inside import past_bytes, past_bytes_here
-from numbagn.kernels.links import linked
+from numbagn.kernels.cpu.inside import past_bytes, past_bytes_here
+from numbagn.kernels.cpu.links import linked
 past_from = linked(past_bytes, (), past_bytes_here)
 @numba.njit(cache=True)
 def share():

@@ -8,7 +8,7 @@ from cases import DTYPES, close, in_layout, normal, same_bits
 
 import numbagn
 from numbagn import reference
-from numbagn._dtypes import dtype_row
+from numbagn.arrays.dtypes import dtype_row
 
 SHAPE = (3, 8, 6, 10)
 

@@ -9,7 +9,7 @@ from cases import DTYPES, normal, same_bits
 from numpy.lib.stride_tricks import as_strided
 
 import numbagn
-from numbagn._problem import check_apart
+from numbagn.calls.checks import check_apart
 
 SHAPE, G = (2, 4, 6), 2
 

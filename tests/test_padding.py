@@ -5,7 +5,7 @@ import pytest
 from cases import DTYPES, LAYOUTS, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _calls
+from numbagn.calls import passes
 
 SHAPE, GROUPS = (5, 6, 40, 3), 3
 # Full and shorter ones, none, one too short for the kernel that reads it in its place, only one that is not empty.
@@ -45,10 +45,10 @@ def arrays(rng):
 def test_repeated_calls_give_the_bits_of_first_ones(arrays, one_thread, dtype, layout):
     for lengths in LENGTHS:
         x, dy, weight, bias = arrays(DTYPES[dtype], layout, lengths)
-        _calls.forget_plans()
+        passes.forget_plans()
         first = padded(x, dy, weight, bias, lengths)
         padded(*arrays(DTYPES[dtype], layout), LENGTHS[0])
-        assert sum(plan.padding is not None for plan in _calls._plans.values()) == 2
+        assert sum(plan.padding is not None for plan in passes._plans.values()) == 2
         for given in (lengths, np.array(lengths, np.int32), np.array(lengths)[::-1][::-1]):
             assert all(map(same_bits, padded(x, dy, weight, bias, given), first))
         assert not any(first[0][n, :, length:].any() for n, length in enumerate(lengths))
@@ -69,10 +69,10 @@ def test_repeated_calls_with_a_mask(rng, one_thread, shape, layout):
     none = some.copy()
     none[1] = False
     for mask in (some, np.ones_like(some), none, some[:1], some[0], some[..., ::-1], np.zeros_like(some)):
-        _calls.forget_plans()
+        passes.forget_plans()
         first = masked(mask)
         masked(some)
-        assert sum(plan.padding is not None for plan in _calls._plans.values()) == 2
+        assert sum(plan.padding is not None for plan in passes._plans.values()) == 2
         assert all(map(same_bits, masked(mask), first))
     for error, mask in ((ValueError, some[:2]), (ValueError, np.repeat(some, 6, axis=1)), (TypeError, some * 1)):
         with pytest.raises(error, match="mask must"):
@@ -82,11 +82,11 @@ def test_repeated_calls_with_a_mask(rng, one_thread, shape, layout):
 def test_repeated_calls_of_several_threads(arrays, rng, monkeypatch):
     x, dy, weight, bias = arrays(lengths=LENGTHS[0])
     alone = padded(x, dy, weight, bias, LENGTHS[0], activation="silu")
-    monkeypatch.setattr("numbagn._schedule.PARALLEL_BYTES", 0)
-    _calls.forget_plans()
+    monkeypatch.setattr("numbagn.shapes.schedule.PARALLEL_BYTES", 0)
+    passes.forget_plans()
     for _ in range(3):
         assert all(map(same_bits, padded(x, dy, weight, bias, LENGTHS[0], activation="silu"), alone))
-    _calls.forget_plans()
+    passes.forget_plans()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -94,8 +94,8 @@ def test_zeros_that_go_past_the_caches(rng, one_thread, monkeypatch, layout):
     x, dy = (in_layout(normal(rng, (4, 3, 700), np.float32), layout) for _ in range(2))
     lengths = [699, 300, 0, 523]
     want = padded(x, dy, None, None, lengths)
-    monkeypatch.setattr("numbagn._schedule.past_bytes", lambda *_: 0)
-    _calls.forget_plans()
+    monkeypatch.setattr("numbagn.shapes.schedule.past_bytes", lambda *_: 0)
+    passes.forget_plans()
     for _ in range(2):
         # NumPy aligns to 16 bytes, vectors to 64: each place in a line
         for start in range(0, 16, 4):
@@ -106,7 +106,7 @@ def test_zeros_that_go_past_the_caches(rng, one_thread, monkeypatch, layout):
                 assert same_bits(numbagn.group_norm(x, GROUPS, lengths=lengths, out=out), want[0])
                 assert (buffer[:start] == 7).all()
                 assert (buffer[start + x.size :] == 7).all()
-    _calls.forget_plans()
+    passes.forget_plans()
 
 
 def test_parameters_of_samples_and_results_in_place(arrays, one_thread):

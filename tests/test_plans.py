@@ -8,8 +8,9 @@ import pytest
 from cases import DTYPES, LAYOUTS, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _calls, _operands, _schedule, _valid
-from numbagn.kernels.geometry import FIELDS
+from numbagn.calls import operands, passes, valid
+from numbagn.shapes import schedule
+from numbagn.shapes.geometry import FIELDS
 
 
 def calls(x, dy, groups, weight, bias, activation, **out):
@@ -27,17 +28,17 @@ def test_repeated_calls_give_the_same_bits_in_new_arrays(rng, one_thread, dtype,
     half = normal(rng, 6, np.float16)  # a parameter that is converted at each call
     for weight, bias in ((None, None), (normal(rng, 6, wide), normal(rng, (3, 6), wide)), (half, None)):
         x, dy = (in_layout(normal(rng, (3, 6, 5, 7), DTYPES[dtype]), layout) for _ in range(2))
-        _calls.forget_plans()
+        passes.forget_plans()
         first = calls(x, dy, 2, weight, bias, "silu")
-        assert len(_calls._plans) == 2
+        assert len(passes._plans) == 2
         second = calls(x, dy, 2, weight, bias, "silu")
-        assert len(_calls._plans) == 2
+        assert len(passes._plans) == 2
         assert all(map(same_bits, first, second))
         assert first[0].strides == second[0].strides
         assert not any(np.may_share_memory(a, b) for a in first for b in second)
         other = in_layout(normal(rng, x.shape, DTYPES[dtype]), layout)  # another array of the same kind
         fresh = calls(other, dy, 2, weight, bias, "silu")
-        _calls.forget_plans()
+        passes.forget_plans()
         assert all(map(same_bits, fresh, calls(other, dy, 2, weight, bias, "silu")))
 
 
@@ -64,12 +65,12 @@ def test_repeated_calls_into_out_of_any_order_and_strides(rng, one_thread, layou
     x = in_layout(normal(rng, (2, 6, 5, 7), np.float32), layout)
     want = numbagn.group_norm(x, 3)
     for order in ("K", "C", "F", "gaps"):
-        _calls.forget_plans()
+        passes.forget_plans()
         for _ in range(3):
             out = np.repeat(x, 2, axis=-1)[..., ::2] if order == "gaps" else np.empty_like(x, order=order)
             numbagn.group_norm(x, 3, out=out)
             assert same_bits(np.ascontiguousarray(out), np.ascontiguousarray(want))
-        assert len(_calls._plans) == (out.strides == x.strides)
+        assert len(passes._plans) == (out.strides == x.strides)
 
 
 def test_a_plan_lets_nothing_through_that_the_checks_refuse(rng, one_thread):
@@ -175,17 +176,17 @@ def test_eps_and_parameters_of_other_kinds_have_plans_of_their_own(rng, one_thre
 
 
 def test_plans_are_bounded(one_thread, monkeypatch):
-    monkeypatch.setattr(_calls, "MOST_PLANS", 8)
-    _calls.forget_plans()
+    monkeypatch.setattr(passes, "MOST_PLANS", 8)
+    passes.forget_plans()
     for n in range(1, 40):
         numbagn.group_norm(np.ones((n, 2, 3), np.float32), 1)
-        assert len(_calls._plans) <= 8
+        assert len(passes._plans) <= 8
 
 
 def test_threads_share_plans(rng, one_thread):
     arrays = [normal(rng, (1 + n % 3, 8, 6), np.float32) for n in range(6)]
     wants = [numbagn.group_norm(x, 4) for x in arrays]
-    _calls.forget_plans()
+    passes.forget_plans()
     wrong = []
 
     def work(seed):
@@ -205,18 +206,18 @@ def test_forgetting_plans_forgets_all_schedules(rng, monkeypatch):
     x = normal(rng, (3, 4, 200), np.float32)
 
     def parts():
-        shares = [_operands.shares("forward", 0, (3, 4, 2, 200), 4, True)["PARTS"]]
+        shares = [operands.shares("forward", 0, (3, 4, 2, 200), 4, True)["PARTS"]]
         with monkeypatch.context() as inside:
             seen = []
-            made = _valid.tables
-            inside.setattr(_valid, "tables", lambda *given: seen.append(made(*given)) or seen[-1])
+            made = valid.tables
+            inside.setattr(valid, "tables", lambda *given: seen.append(made(*given)) or seen[-1])
             numbagn.group_norm(x, 2, lengths=[200, 150, 100])
         return shares + [int(dims[FIELDS.index("PARTS")]) for run in seen[0][0] for dims in run.dims]
 
-    _calls.forget_plans()
+    passes.forget_plans()
     assert parts() == [1, 1, 1, 1]
-    monkeypatch.setattr(_schedule, "PART_ELEMENTS", 100)
-    _calls.forget_plans()
+    monkeypatch.setattr(schedule, "PART_ELEMENTS", 100)
+    passes.forget_plans()
     assert parts() == [4, 4, 3, 2]
     monkeypatch.undo()
-    _calls.forget_plans()
+    passes.forget_plans()

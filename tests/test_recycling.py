@@ -13,7 +13,8 @@ import pytest
 from cases import in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _calls, _recycling
+from numbagn.arrays import recycling
+from numbagn.calls import passes
 
 SHAPE = (2, 8, 16, 16)
 LIMIT = 4 * (2 * 8 * 16 * 16 * 4 + 64)
@@ -21,10 +22,10 @@ LIMIT = 4 * (2 * 8 * 16 * 16 * 4 + 64)
 
 @pytest.fixture(autouse=True)
 def small_results_count_as_large(monkeypatch, one_thread):
-    monkeypatch.setattr(_recycling, "LEAST_BYTES", 1024)
-    monkeypatch.setattr(_calls, "LEAST_BYTES", 1024)
-    monkeypatch.setattr(_recycling, "_buffers", [])
-    monkeypatch.setattr(_recycling, "MOST_BYTES", LIMIT)
+    monkeypatch.setattr(recycling, "LEAST_BYTES", 1024)
+    monkeypatch.setattr(passes, "LEAST_BYTES", 1024)
+    monkeypatch.setattr(recycling, "_buffers", [])
+    monkeypatch.setattr(recycling, "MOST_BYTES", LIMIT)
 
 
 def address(array):
@@ -97,7 +98,7 @@ def test_whatever_refers_to_a_result_holds_its_memory(rng, hold):
     del y
     assert all(address(numbagn.group_norm(x, 4)) != place for _ in range(6))
     del held
-    assert place in {address(numbagn.group_norm(x, 4)) for _ in range(2)} or len(_recycling._buffers) == 1
+    assert place in {address(numbagn.group_norm(x, 4)) for _ in range(2)} or len(recycling._buffers) == 1
 
 
 def test_a_tensor_over_a_result_holds_its_memory(rng):
@@ -207,8 +208,8 @@ def test_a_forked_process_uses_no_memory_that_its_results_have(rng):
 
 def test_results_that_live_until_the_interpreter_ends():
     code = (
-        "import numpy as np, numbagn; from numbagn import _recycling, _calls\n"
-        "_recycling.LEAST_BYTES = _calls.LEAST_BYTES = 64\n"
+        "import numpy as np, numbagn; from numbagn import recycling, _calls\n"
+        "recycling.LEAST_BYTES = passes.LEAST_BYTES = 64\n"
         "x = np.ones((1, 4, 8, 8), np.float32)\n"
         "class Node:\n"
         "    def __init__(self): self.me, self.y = self, numbagn.group_norm(x, 2)\n"
@@ -223,34 +224,34 @@ def test_results_that_live_until_the_interpreter_ends():
 def test_at_most_so_many_bytes_are_kept(rng):
     x = normal(rng, SHAPE, np.float32)
     results = [numbagn.group_norm(x, 4) for _ in range(12)]  # all in use: the oldest become ordinary memory
-    assert sum(buffer.size for buffer in _recycling._buffers) <= LIMIT + 128
+    assert sum(buffer.size for buffer in recycling._buffers) <= LIMIT + 128
     assert len({address(y) for y in results}) == 12
     assert all(same_bits(y, results[0]) for y in results)
     del results
     smaller = normal(rng, (1, 8, 16, 16), np.float32)
     kept = [numbagn.group_norm(smaller, 4) for _ in range(12)]
-    assert sum(buffer.size for buffer in _recycling._buffers) <= LIMIT + 128
+    assert sum(buffer.size for buffer in recycling._buffers) <= LIMIT + 128
     assert len({address(y) for y in kept}) == 12
 
 
 def test_a_pause_between_buffers_of_many_sizes(rng):
     for channels in range(4, 100, 4):
         numbagn.group_norm(normal(rng, (1, channels, 16, 16), np.float32), 4)
-        assert len(_recycling._buffers) <= _recycling.MOST_BUFFERS
+        assert len(recycling._buffers) <= recycling.MOST_BUFFERS
 
 
 @pytest.mark.parametrize(("text", "limit"), [("0", 0), ("8000", 8000), ("", 256 << 20), ("much", 256 << 20)])
 def test_the_environment_says_how_much(monkeypatch, text, limit):
     monkeypatch.setenv("NUMBAGN_RECYCLE_BYTES", text)
-    assert _recycling._most_bytes() == limit
+    assert recycling._most_bytes() == limit
 
 
 @pytest.mark.parametrize("limit", [0, 8000])
 def test_off_or_too_small_a_limit(rng, monkeypatch, limit):
-    monkeypatch.setattr(_recycling, "MOST_BYTES", limit)
+    monkeypatch.setattr(recycling, "MOST_BYTES", limit)
     y = numbagn.group_norm(normal(rng, SHAPE, np.float32), 4)
     assert y.base is None
-    assert not _recycling._buffers
+    assert not recycling._buffers
 
 
 def test_results_of_threads_never_share_memory(rng):
@@ -276,7 +277,7 @@ def test_results_of_threads_never_share_memory(rng):
 def test_a_call_that_comes_in_between_does_not_wait(rng):
     x = normal(rng, SHAPE, np.float32)
     want = numbagn.group_norm(x, 4)
-    with _recycling._lock:  # as a signal handler finds it that interrupts the search for a buffer
+    with recycling._lock:  # as a signal handler finds it that interrupts the search for a buffer
         y = numbagn.group_norm(x, 4)
     assert same_bits(y, want)
-    assert not any(np.may_share_memory(y, buffer) for buffer in _recycling._buffers)
+    assert not any(np.may_share_memory(y, buffer) for buffer in recycling._buffers)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import shell
 
-from numbagn import _threads
+from numbagn.calls import threads
 
 BEGIN = """
 import os, signal, sys, threading
@@ -197,7 +197,7 @@ def test_a_start_method_chosen_while_numba_starts_its_threads_is_kept(moment):
     """Before or after, as another thread comes to it."""
     code = f"""
 import multiprocessing
-from numbagn import _threads
+from numbagn import threads
 start = numba.get_num_threads
 def chosen(moment):
     if moment == {moment!r}:
@@ -210,7 +210,7 @@ def slowly():
     chosen("after")
     return threads
 numba.get_num_threads = slowly
-_threads.limit()
+threads.limit()
 numba.get_num_threads = start
 print(multiprocessing.get_start_method(allow_none=True), right())
 """
@@ -255,19 +255,19 @@ def test_what_a_container_may_use(monkeypatch, text, allowance):
             return text
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(_threads.Path, "read_text", read)
-    assert _threads._allowance() == allowance
+    monkeypatch.setattr(threads.Path, "read_text", read)
+    assert threads._allowance() == allowance
 
 
 def test_one_thread_where_a_container_may_use_less_than_it_sees(monkeypatch):
-    monkeypatch.setattr(_threads, "_allowance", lambda: 1.5)
-    _threads.limit.cache_clear()
+    monkeypatch.setattr(threads, "_allowance", lambda: 1.5)
+    threads.limit.cache_clear()
     import numba
 
     try:
         expected = 1 if numba.threading_layer() in ("omp", "workqueue") else numba.config.NUMBA_NUM_THREADS
-        assert _threads.limit() == expected
+        assert threads.limit() == expected
     except ValueError:  # no layer loaded yet
-        assert _threads.limit() in (1, numba.config.NUMBA_NUM_THREADS)
+        assert threads.limit() in (1, numba.config.NUMBA_NUM_THREADS)
     finally:
-        _threads.limit.cache_clear()
+        threads.limit.cache_clear()

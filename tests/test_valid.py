@@ -8,7 +8,8 @@ import pytest
 from cases import DTYPES, LAYOUTS, close, in_layout, normal, same_bits
 
 import numbagn
-from numbagn import _operands, _padded, reference
+from numbagn import reference
+from numbagn.calls import operands, positions
 
 TOLERANCES = {"float16": 2.0e-3, "bfloat16": 1.6e-2, "float32": 3e-6, "float64": 3e-14}
 SHAPES = {
@@ -58,7 +59,7 @@ PADDED += [("float32", layout, True) for layout in LAYOUTS]
 def test_lengths_give_the_bits_of_each_sample_alone(rng, monkeypatch, case, dtype, layout, parallel):
     shape, groups, lengths = SHAPES[case]
     if parallel:
-        monkeypatch.setattr(numbagn._schedule, "PARALLEL_BYTES", 1)
+        monkeypatch.setattr(numbagn.shapes.schedule, "PARALLEL_BYTES", 1)
     kind = {"float16": "samples", "float64": "none"}.get(dtype, "channels")
     options = parameters(rng, kind, shape)
     x = in_layout(bad(normal(rng, shape, DTYPES[dtype], 3.0), lengths), layout)
@@ -133,7 +134,7 @@ MASKED += [("bfloat16", "channels_first", False), ("float64", "channels_last", F
 def test_masked_as_the_definition(rng, monkeypatch, case, dtype, layout, parallel):
     shape, groups, _ = SHAPES[case]
     if parallel:
-        monkeypatch.setattr(numbagn._schedule, "PARALLEL_BYTES", 1)
+        monkeypatch.setattr(numbagn.shapes.schedule, "PARALLEL_BYTES", 1)
     mask = rng.random((shape[0], 1, *shape[2:])) < 0.6
     mask[-1] = False
     x = normal(rng, shape, DTYPES[dtype], 3.0)
@@ -254,7 +255,7 @@ def test_rows_with_gaps_are_read_in_place(rng, monkeypatch):
     x = whole[:, :, 3:64]
     want = numbagn.group_norm(x.copy(), 3, activation="relu")
     monkeypatch.setattr(np, "copy", None)
-    assert numbagn._problem.problem(x, 3).x is x
+    assert numbagn.calls.checks.problem(x, 3).x is x
     assert same_bits(numbagn.group_norm(x, 3, activation="relu"), want)
     out = np.zeros_like(whole)
     numbagn.group_norm(x, 3, activation="relu", out=out[:, :, 3:64])
@@ -381,10 +382,10 @@ def test_large_samples_are_shared_out_one_by_one(rng, monkeypatch):
     x = normal(rng, (3, 4, 3000), np.float32)
     lengths = [3000, 1234, 16]
     together = numbagn.group_norm(x, 2, lengths=lengths)
-    monkeypatch.setattr(numbagn._schedule, "PARALLEL_BYTES", 1)
-    monkeypatch.setattr(_padded, "ALONE_BYTES", 1)
-    monkeypatch.setattr(_operands, "limit", lambda: 2)
-    numbagn._calls.forget_plans()
+    monkeypatch.setattr(numbagn.shapes.schedule, "PARALLEL_BYTES", 1)
+    monkeypatch.setattr(positions, "ALONE_BYTES", 1)
+    monkeypatch.setattr(operands, "limit", lambda: 2)
+    numbagn.calls.passes.forget_plans()
     for _ in range(2):
         assert same_bits(numbagn.group_norm(x, 2, lengths=lengths), together)
-    numbagn._calls.forget_plans()
+    numbagn.calls.passes.forget_plans()

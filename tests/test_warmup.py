@@ -8,7 +8,7 @@ from command_line import shell
 from numba.core.event import install_recorder
 
 import numbagn
-from numbagn.__main__ import main
+from numbagn.command.main import main
 
 
 def test_every_call_of_a_kind_is_ready_afterwards():

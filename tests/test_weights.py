@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from command_line import G2, GOOD, Bomb, definition, error_line, normalize, write_npy, write_npz
 
-from numbagn import _files, _weights
+from numbagn import _weights
+from numbagn.command import files
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
@@ -31,7 +32,7 @@ def test_weights_by_name(tmp_path, x, suffix, names):
 def test_weights_of_each_sample(tmp_path, monkeypatch, x):
     weight = np.random.default_rng(5).normal(1, 1, (5, 6)).astype(np.float32)
     np.savez(tmp_path / "w.npz", weight=weight, bias=np.arange(6.0))
-    monkeypatch.setattr(_files, "BATCH_BYTES", 600)  # two samples
+    monkeypatch.setattr(files, "BATCH_BYTES", 600)  # two samples
     options = ("--num-groups", 2, "--weights", tmp_path / "w.npz")
     assert normalize(tmp_path / "in.npy", tmp_path / "out.npy", *options) == 0
     expected = definition(x, 2)

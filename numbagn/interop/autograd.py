@@ -10,8 +10,8 @@ from autograd.builtins import tuple as traced_tuple
 from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
 from autograd.tracer import getval
 
-from .._calls import backward, forward
-from .._derivatives import double_backward, second_tangent, tangent
+from ..calls.passes import backward, forward
+from ..derivatives.formulas import double_backward, second_tangent, tangent
 
 __all__ = ["group_norm"]
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import dask.array as da
 import numpy as np
 
-from .. import _calls
-from .._arrays import as_array, float_row
-from .._problem import Problem, problem, shown
-from .._rows import ROWS, normalized, rows
+from ..arrays.families import as_array, float_row
+from ..calls import passes
+from ..calls.checks import Problem, problem, shown
+from ..calls.rows import ROWS, normalized, rows
 from ..moments import Moments, group_moments, moments_of
 from ..moments import normalize as normalize_block
 
@@ -47,7 +47,7 @@ def forward(
     x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, activation: Any, skip: Any,
     residual: Any, out: Any, with_statistics: bool, **others: Any,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
-    """(y, mean, rstd) of `_calls.forward` as Dask arrays. `others` are options that are not taken here."""
+    """(y, mean, rstd) of `passes.forward` as Dask arrays. `others` are options that are not taken here."""
     _check_none("x", out=out, **others)
     _check_chunks("x", x)
     axes = tuple(range(x.ndim))
@@ -184,7 +184,7 @@ def _results(call: Call, x: np.ndarray, *operands: np.ndarray) -> Any:
     """(y, mean, rstd) of a chunk of whole groups or rows."""
     given, (groups, axis) = dict(zip(call.names, operands, strict=True)), call.groups(x)
     weight, bias, skip, residual = (given.get(name) for name in ("weight", "bias", "skip", "residual"))
-    return _calls.forward(
+    return passes.forward(
         x, groups, weight, bias, call.eps, axis, call.activation, skip, residual, None, None, None, True
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._problem import groups_of, integer, shown
+from ..calls.checks import groups_of, integer, shown
 
 __all__ = ["channel_order"]
 

@@ -7,7 +7,7 @@ without the rest kernels compile in two thirds of the time.
 
 from numba import njit
 
-from .._loading import need_compiler
+from .._process import need_compiler
 from .numba_names import (
     CompilerBase,
     DefaultPassBuilder,

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import pkgutil
@@ -12,12 +13,11 @@ import warnings
 from numba import njit, typeof
 from numba.extending import overload
 
-from .._loading import need_compiler
-from .._threads import at_fork
+from .._process import at_fork, need_compiler
 from .callees import CALLEE, OPTIONS
+from .cpu.vectors import Code
 from .formulas import ACTIVATIONS
 from .numba_names import Unfit, code_of, entry_point, global_compiler_lock, set_cache
-from .vectors import Code
 
 PACKAGE = __package__.partition(".")[0]
 log = logging.getLogger(PACKAGE)
@@ -57,19 +57,21 @@ at_fork(
     after_in_child=global_compiler_lock.release,
 )
 
-SOURCES = (
-    "cache", "callees", "compiled", "formulas", "polynomials", "vectors", "kinds", "memory", "masks", "geometry",
-    "moments", "phases", "results", "tables", "forward", "forward_first", "forward_last", "backward", "backward_first",
-    "backward_last", "backward_rows", "inside", "links", "operands", "numba_caching", "numba_names",
-    "padding", "scheduled", "sharing", "work",
-)  # fmt: skip
+# Folders of the package whose modules decide what kernels are, and other files: the numbers that dtypes are known by.
+FOLDERS, OTHERS = ("kernels", "kernels/cpu", "shapes"), ("arrays/dtypes.py",)
 
 
-def _text(package, file):
+def _text(file):
     try:
-        return pkgutil.get_data(package, file) or b""
+        return pkgutil.get_data(PACKAGE, file) or b""
     except OSError:  # compiled modules without their sources, of which Numba keeps nothing
         return b""
+
+
+def _modules(folder):
+    """The modules of a folder of the package, also of one in an archive."""
+    path = f"{importlib.import_module(PACKAGE).__path__[0]}/{folder}"
+    return sorted(f"{folder}/{module.name}.py" for module in pkgutil.iter_modules([path]) if not module.ispkg)
 
 
 @functools.cache
@@ -79,10 +81,8 @@ def sources_digest(*others):
     Numba's cache notices a changed entry point but not a changed callee; the digest is part of each entry point's
     closure and so of its key in the cache. Never 0.
     """
-    text = b"".join(_text(__package__, f"{name}.py") for name in SOURCES)
-    # the numbers that kinds are known by, and what work is shared out by
-    for file in ("_dtypes.py", "_schedule.py", *others):
-        text += _text(PACKAGE, file)
+    files = [file for folder in FOLDERS for file in _modules(folder)]
+    text = b"".join(map(_text, [*files, *OTHERS, *others]))
     return int.from_bytes(hashlib.sha256(text).digest()[:7], "big") | 1
 
 

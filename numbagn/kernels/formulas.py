@@ -10,7 +10,7 @@ as a rule, so that they cannot overflow while the result is finite.
 """
 
 from .callees import inlined
-from .vectors import constant, fma, polynomial, times_power_of_two, where
+from .cpu.vectors import constant, fma, polynomial, times_power_of_two, where
 
 HALF_SQRT_2 = 0.7071067811865476
 INV_SQRT_2_PI = 0.3989422804014327

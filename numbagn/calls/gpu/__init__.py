@@ -1,0 +1,1 @@
+"""How a call runs for arrays in a GPU's memory."""

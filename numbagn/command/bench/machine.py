@@ -1,0 +1,69 @@
+"""What a figure must say of where it was measured."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from ...shapes.schedule import cache_bytes
+
+
+def describe_machine() -> str:
+    """Such as "AMD EPYC (family 25 model 17), 2 cores, AVX-512, 32 MiB last-level cache"."""
+    fields = _first_processor()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']} model {fields['model']})"
+    parts = [name, f"{core_count()} cores"]
+    flags = fields.get("flags", "").split()
+    parts += [label for flag, label in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags][:1]
+    if cache_bytes():
+        parts.append(f"{cache_bytes() >> 20} MiB last-level cache")
+    return ", ".join(parts)
+
+
+def core_count() -> int:
+    """Of those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Variables that must be set before the process starts, to give every peer the same number of threads."""
+    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    # XLA sizes its pool by NPROC.
+    return {**{name: str(threads) for name in names}, "NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
+
+
+@contextmanager
+def environment_of(threads: int) -> Iterator[None]:
+    """What is started inside has so many threads."""
+    before = dict(os.environ)
+    os.environ.update(thread_environment(threads))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def version_of(package: str) -> str:
+    """The installed version, or an empty text: a source tree on the path has none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _first_processor() -> dict[str, str]:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return {}
+    lines = info.read_text().split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -1,0 +1,120 @@
+"""The backward pass on the CPU, two sweeps over each block.
+
+With dz = dy * activation'(x_hat * weight + bias + residual):
+
+    dbias = sum of dz over n and s               dweight = sum of dz * x_hat over n and s
+    dx = rstd * (weight * dz - m1 - x_hat * m2)  dresidual = dz
+
+where m1 and m2 are the group's means of weight * dz and of weight * dz * x_hat (Wu & He 2018, by the chain rule). The
+loops sums on d = (x - K) * rstd, K as in the forward pass, so nothing is lost where the mean is large against the
+deviation; x_hat - d is one small number for a block.
+
+Sums per channel go to `sums`, laid out (PARTS, 2, N, C): first dz, then dz * d; settling adds the parts in order into
+the first and makes x_hat of d. Where a channel is one element and the samples share the parameters, they are summed
+over stretches of samples at once (`backward_rows`): (2, UNITS, C), of dz and of dz * x_hat.
+"""
+
+from ...arrays.dtypes import RESULT_KINDS
+from ...shapes.geometry import CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION
+from ..callees import inlined
+from ..compiled import entry
+from .backward_first import steps_first
+from .backward_last import steps_last
+from .backward_rows import steps_rows
+from .masks import mask_pointer
+from .memory import absent, offset, pointer, values
+from .operands import Arrays, Backward, Parameters, Statistics, at_sample, parameters_at, statistics_at
+from .phases import steps_of_unit
+from .sharing import run_tasks
+from .vectors import code
+from .work import work_at
+
+
+@inlined
+def backward_task(t, run, phase, steps, tasks, problems, dims, call):
+    """Task t of a phase: over the (n, g) blocks or parts of them, or over problems, a stretch of neighbours to each."""
+    low, high = t * steps // tasks, (t + 1) * steps // tasks
+    slot, statistics = offset(call.slot, t * work_at(dims, 0).slot), call.statistics
+    for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
+        own = work_at(dims, q)
+        n = own.sample
+        first, last = (low, high) if problems == 1 else (0, own.units * steps_of_unit(phase, own))
+        arrays, parameters = at_sample(call.arrays, own, n), parameters_at(call.parameters, own, n)
+        of_sample, sums = statistics_at(statistics, own, n, 2 * own.G), offset(call.channel_sums, own.at)
+        run(phase, first, last, own, Backward(arrays, parameters, of_sample, slot, sums, call.act))
+
+
+@entry
+def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind, activation, sources):
+    """Make the backward kernel of one specialisation, as `forward_kernel` does.
+
+    It fills dx, dresidual, `sums` (sums of each problem; m1 and m2 of each block; float64 totals of the sums
+    over the samples) and the parameters' gradients: dbias, dweight.
+    """
+    dx_kind = RESULT_KINDS[x_kind]
+
+    def backward(
+        dims,
+        dy,
+        x,
+        skip,
+        residual,
+        dx,
+        dresidual,
+        weight,
+        bias,
+        mask,
+        mean,
+        rstd,
+        all_sums,
+        gradients,
+        scratch,
+        launcher,
+    ):
+        if sources == 0:
+            return
+        problems, table = dims.shape[0], values(dims)
+        work, sums = work_at(table, 0), values(all_sums)
+        channels = work.C
+        totals_at = all_sums.size - 2 * channels
+        means_at = totals_at - 2 * work.batch * work.G
+        if layout == SINGLE_POSITION:
+            means_at = 2 * work.units * channels
+        px = pointer(x, x_kind)
+        none = absent(px)
+        call = Backward(
+            Arrays(
+                px, none if skip_kind < 0 else pointer(skip, skip_kind),
+                none if residual_kind < 0 else pointer(residual, residual_kind), pointer(dy, dy_kind),
+                pointer(dx, dx_kind), none if residual_kind < 0 else pointer(dresidual, residual_kind),
+                mask_pointer(mask, mask_kind),
+            ),
+            Parameters(values(weight), values(bias)),
+            Statistics(values(mean), values(rstd), offset(sums, means_at)), values(scratch), sums, code(activation),
+        )  # fmt: skip
+        for phase in range(work.first, work.last):
+            steps = work.units * steps_of_unit(phase, work) if problems == 1 else problems
+            tasks = 1 if launcher == 0 else min(steps, work.slots)
+            given = phase, steps, tasks, problems, table, call
+            if layout == CHANNELS_FIRST:
+                run_tasks(launcher, tasks, backward_task, steps_first, given)
+            elif layout == CHANNELS_LAST:
+                run_tasks(launcher, tasks, backward_task, steps_last, given)
+            else:
+                run_tasks(launcher, tasks, backward_task, steps_rows, given)
+
+        totals = offset(sums, totals_at)
+        for i in range(2 * channels):
+            totals[i] = 0.0
+        for q in range(problems):
+            own = work_at(table, q)
+            rows = own.units if layout == SINGLE_POSITION else own.N
+            for n in range(rows):
+                for row in range(2):
+                    at = own.at + (row * rows + n) * channels
+                    for c in range(channels):
+                        totals[row * channels + c] += sums[at + c]
+        for i in range(2 * channels):
+            gradients[i] = totals[i]
+
+    return backward

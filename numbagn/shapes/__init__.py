@@ -1,0 +1,1 @@
+"""What follows from shapes and strides alone, for Python and for compiled callers: integers in, integers out."""
