@@ -103,7 +103,7 @@ def group_norm(
     """
     y: Any
     y, _, _ = forward(
-        x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out, False
+        (x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out), False
     )
     return y
 
@@ -143,7 +143,9 @@ def group_norm_forward(
     TypeError, ValueError
         As `group_norm`.
     """
-    return forward(x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out, True)
+    return forward(
+        (x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out), True
+    )
 
 
 def group_norm_backward(
@@ -200,7 +202,7 @@ def group_norm_backward(
     of (N, C) gradients do not depend on the batch, none depend on the threads.
     """
     return backward(
-        dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out
+        (dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out)
     )
 
 
@@ -258,7 +260,7 @@ def instance_norm(
         channels = 1  # the call tells what is wrong
     y: Any
     y, _, _ = forward(
-        x, channels or 1, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out, False
+        (x, channels or 1, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out), False
     )
     return y
 
@@ -327,5 +329,6 @@ def layer_norm(
     array([-1.342, -0.447,  0.447,  1.342], dtype=float32)
     """
     y: Any
-    y, _, _ = forward(x, normalized_shape, weight, bias, eps, ROWS, activation, skip, residual, None, None, out, False)
+    given = x, normalized_shape, weight, bias, eps, ROWS, activation, skip, residual, None, None, out
+    y, _, _ = forward(given, False)
     return y

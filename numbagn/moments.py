@@ -270,8 +270,26 @@ def normalize(
     512 values at a time. For float64 the rounding of the mean to float64 is felt: half a unit of its last place,
     divided by the deviation. A group of no values (count 0) gives NaN.
     """
+    return _normalize(Part(chunk, m, weight, bias, eps, channel_axis, activation, out))
+
+
+class Part(NamedTuple):
+    """What `normalize` is given."""
+
+    chunk: Any
+    m: Any
+    weight: Any
+    bias: Any
+    eps: Any
+    channel_axis: Any
+    activation: Any
+    out: Any
+
+
+def _normalize(given: Part) -> Any:
+    chunk, m, weight, bias, eps, channel_axis, activation, out = given
     if type(chunk) is not np.ndarray or (out is not None and type(out) is not np.ndarray):
-        return in_kind(normalize, locals(), "chunk")
+        return in_kind(_normalize, given, lead="chunk")
     p = problem(chunk, 1, eps, channel_axis, activation, "chunk")
     moments = moments_of(m, p.N, p.C)
     p = p._replace(G=moments.mean.shape[1])
@@ -319,9 +337,8 @@ def _run(
 ) -> None:  # fmt: skip
     """Run the phases of the forward kernel that `dims` names; without writing there need not be a y."""
     target = np.empty(1, p.dtype.result) if y is None else y
-    arguments = (
-        dims, p.eps, flat_of(p.x, p), None, None, target, values_of(w, p, 1.0), values_of(b, p, 0.0), mask, work,
-        scratch, launcher_of(parallel),
-    )  # fmt: skip
+    arrays = flat_of(p.x, p), None, None, None, target, None, mask
+    parameters = values_of(w, p, 1.0), values_of(b, p, 0.0)
+    arguments = dims, p.eps, arrays, parameters, (work, None, scratch), launcher_of(parallel)
     kinds = (p.layout, STORED.index(p.dtype.name), -1, -1, mask_kind, p.activation)
     runner(kernels("forward").forward_kernel(arguments, *kinds), p, parallel)(*arguments)

@@ -12,6 +12,7 @@ import numbagn
 from numbagn.arrays import families
 from numbagn.arrays.recycling import array_like
 from numbagn.calls import passes
+from numbagn.calls.arguments import Forward
 
 SHAPE, G = (2, 8, 5, 6), 4
 
@@ -120,7 +121,7 @@ def test_no_copy_is_made(rng, kind):
     result = array_like(np.empty(1 << 20, np.float32))  # begins where JAX wants memory to begin
     seen = []
     theirs = to(normal(rng, SHAPE, np.float32))
-    again = families.in_kind(lambda x: seen.append(x) or result, {"x": theirs})
+    again = families.in_kind(lambda given: seen.append(given.x) or result, Forward(theirs, 1))
     assert type(seen[0]) is np.ndarray
     assert np.shares_memory(seen[0], np.from_dlpack(theirs))
     assert np.shares_memory(result, np.from_dlpack(again))

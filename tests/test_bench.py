@@ -90,9 +90,7 @@ def test_bench_without_time_for_anything_is_an_error(monkeypatch, capsys):
 
 def test_bench_needs_the_package_alone():
     """A wheel holds no benchmarks/."""
-    done = shell(
-        code="import sys; sys.modules['benchmarks'] = None; from numbagn.command.bench import command, worker"
-    )
+    done = shell(code="import sys; sys.modules['benchmarks'] = None; from numbagn.command.bench import command, worker")
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -290,41 +290,40 @@ def in_memory(public: str, name: str, value: Any) -> None:
 
 
 def in_kind(
-    function: Callable[..., Result], arguments: dict[str, Any], lead: str = "x", public: str | None = None
+    function: Callable[..., Result], given: Any, *more: Any, lead: str = "x", public: str | None = None
 ) -> Result:
-    """Call a function with NumPy's views of its arrays; results are of the kind of the argument `lead`.
+    """Call function(given, *more) with NumPy's views of the arrays in a named tuple; results are of the kind of one.
 
     A function that is to take arrays of all kinds begins with::
 
         if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
-            return in_kind(this_function, locals())
+            return in_kind(this_function, given)
 
     and then has a plain `x` and `out`; `as_array` takes the others in any kind. Only results that are plain arrays, or
-    tuples of them, are turned into others. `public`: what users call it, where that is not its name.
+    tuples of them, are turned into others, of the kind of the argument `lead`. `public`: what users call the function,
+    where that is not its name.
     """
-    leader, out = arguments[lead], arguments.get("out")
+    leader, out = getattr(given, lead), getattr(given, "out", None)
     row = _family(lead, leader)
     elsewhere = row.elsewhere(leader)
     if elsewhere:
         module = import_module(elsewhere)
-        if function.__name__ not in module.__all__:
-            in_memory(public or function.__name__, lead, leader)
-        own: Callable[..., Result] = getattr(module, function.__name__)
+        name = function.__name__.lstrip("_")
+        if name not in module.__all__:
+            in_memory(public or name, lead, leader)
+        own: Callable[..., Result] = getattr(module, name)
         family = None if out is None else _family("out", out)
-        made = own(**arguments)
+        made = own(given, *more)
         if family is not None:
             family.written(out)
         return made
     views = {id(leader): row.view(lead, leader)}  # by identity: an `out` that is x is still x
     if out is not None:
         target = views[id(out)] = view("out", out)
-    given = dict(arguments)
-    for name, value in arguments.items():
-        if value is not None and id(value) in views:
-            given[name] = views[id(value)]
-        elif type(value) not in _NO_ARRAYS and hasattr(value, "__dlpack__"):
-            given[name] = views[id(value)] = view(name, value)
-    result: Any = function(**given)
+    for name, value in zip(given._fields, given, strict=True):
+        if id(value) not in views and type(value) not in _NO_ARRAYS and hasattr(value, "__dlpack__"):
+            views[id(value)] = view(name, value)
+    result: Any = function(given._make(views.get(id(value), value) for value in given), *more)
     if out is not None:
         _family("out", out).written(out)
 

@@ -111,7 +111,7 @@ def padding_of(
         for field in ("FIRST", "LAST", "SLOTS"):
             model[0, FIELDS.index(field)] = share[field]
         dims = model
-        make = kernels("padding").masks_kernel((dims, NOTHING, 1, 1, dims))
+        make = kernels("padding").masks_kernel((dims, np.zeros(1, np.uint8), 1, 1, dims))
         spatial, channel = p.order, p.channel_axis
         each = mask_kind == OF_VALUES and (p.layout != CHANNELS_FIRST or p.S < FEW_POSITIONS)  # of x's values
         order = (0, channel, *spatial) if p.layout == CHANNELS_FIRST else (0, *spatial, channel)

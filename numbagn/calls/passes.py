@@ -16,6 +16,7 @@ from ..arrays.dtypes import STORED
 from ..arrays.families import flat, in_kind, view
 from ..arrays.recycling import LEAST_BYTES, array_like
 from ..shapes.geometry import CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION
+from .arguments import Backward, Forward
 from .checks import Problem, operand, output, parameter, problem, statistics
 from .loading import kernels
 from .operands import (
@@ -80,13 +81,11 @@ def forget_plans() -> None:
 at_fork(after_in_child=forget_plans)  # there the number of threads may be another
 
 
-def forward(
-    x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, activation: Any, skip: Any,
-    residual: Any, lengths: Any, mask: Any, out: Any, with_statistics: bool,
-) -> tuple[Any, Any, Any]:  # fmt: skip
-    """(y, mean, rstd) of `numbagn.group_norm_forward`; mean and rstd are None unless asked for."""
+def forward(given: tuple[Any, ...], with_statistics: bool) -> tuple[Any, Any, Any]:
+    """(y, mean, rstd) of a `Forward`; mean and rstd are None unless asked for."""
+    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out = given
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
-        return in_kind(forward, locals())
+        return in_kind(forward, Forward._make(given), with_statistics)
     key = None
     ordinary = skip is None and residual is None and (lengths is None or mask is None)
     if ordinary and type(eps) is float:
@@ -102,10 +101,12 @@ def forward(
             if problems is not None:
                 dims, flags = problems
                 plan.kernel(
-                    dims, plan.eps, x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, target,
-                    plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias), flags, work,
-                    np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
+                    dims, plan.eps,
+                    (x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, None, target, None, flags),
+                    (plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
+                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias)),
+                    (work, None, np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight),
+                    plan.launcher,
                 )  # fmt: skip
                 return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
 
@@ -131,9 +132,8 @@ def forward(
     groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
     work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
     kernel_arguments = (
-        dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), values_of(w, p, 1.0),
-        values_of(b, p, 0.0), NOTHING, work, scratch_of(p, share),
-        launcher_of(share["PARALLEL"]),
+        dims, p.eps, (flat_of(p.x, p), flat_of(s, p), flat_of(r, p), None, flat_of(target, p), None, NOTHING),
+        (values_of(w, p, 1.0), values_of(b, p, 0.0)), (work, None, scratch_of(p, share)), launcher_of(share["PARALLEL"]),
     )  # fmt: skip
     kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), 0, p.activation)
     kernel = runner(kernel_of(kernel_arguments, *kinds), p, share["PARALLEL"])
@@ -146,13 +146,11 @@ def forward(
     return (y if out is None else out), mean.copy(), rstd.copy()
 
 
-def backward(
-    dy: Any, x: Any, mean: Any, rstd: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any,
-    skip: Any, residual: Any, lengths: Any, mask: Any, out: Any,
-) -> tuple[Any, ...]:  # fmt: skip
-    """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
+def backward(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """(dx, dweight, dbias) of a `Backward`, and dresidual if there is a residual."""
+    dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out = given
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
-        return in_kind(backward, locals(), public="group_norm_backward and the backward of layers")
+        return in_kind(backward, Backward._make(given), public="group_norm_backward and the backward of layers")
     key = None
     ordinary = skip is None and residual is None and (lengths is None or mask is None)
     if ordinary and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
@@ -171,12 +169,13 @@ def backward(
             if problems is not None:
                 dims, flags = problems
                 plan.kernel(
-                    dims, dy.reshape(-1) if plan.plain else flat(dy, plan.storage),
-                    x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, target, None,
-                    plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias),
-                    flags, mean.reshape(-1), rstd.reshape(-1), work, gradients,
-                    np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight, plan.launcher,
+                    dims, (mean.reshape(-1), rstd.reshape(-1)),
+                    (x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
+                    dy.reshape(-1) if plan.plain else flat(dy, plan.storage), target, None, flags),
+                    (plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
+                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias)),
+                    (work, gradients, np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight),
+                    plan.launcher,
                 )  # fmt: skip
                 if plan.direct:
                     return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
@@ -219,9 +218,9 @@ def backward(
         dims = dims_of(p, share, w, b, **arrays)
         work = np.empty(share["WORK"])
         kernel_arguments = (
-            dims, flat_of(g, p), flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(target, p), flat_of(dr, p),
-            values_of(w, p, 1.0), values_of(b, p, 0.0), NOTHING, m.reshape(-1), rs.reshape(-1), work, gradients,
-            scratch_of(p, share), launcher_of(share["PARALLEL"]),
+            dims, (m.reshape(-1), rs.reshape(-1)), (*(flat_of(a, p) for a in (p.x, s, r, g, target, dr)), NOTHING),
+            (values_of(w, p, 1.0), values_of(b, p, 0.0)), (work, gradients, scratch_of(p, share)),
+            launcher_of(share["PARALLEL"]),
         )  # fmt: skip
         kinds = layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation
         kernel = runner(kernel_of(kernel_arguments, *kinds), p, share["PARALLEL"])

@@ -27,7 +27,7 @@ ALONE_BYTES = 1 << 20
 MARGIN = 64
 # The kinds of mask, as `kernels.masks.MASKS` has them.
 NO_MASK, OF_VALUES, OF_ROWS = 0, 1, 2
-NOTHING = np.zeros(1, np.uint8)
+NOTHING = None
 # What may cure an x without positions.
 ONE_CHANNEL = "; give sequences of one channel an axis for it: x[:, None]"
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..arrays.dtypes import STORED
 from ..shapes.geometry import FIELDS
+from .arguments import Backward, Forward
 from .checks import ACTIVATIONS, Problem
 from .loading import kernels
 from .operands import dense, dims_of, flat_of, kind_of, launcher_of, runner, share_of, statistics_of, values_of
@@ -33,19 +34,17 @@ def forward_valid(
     parts = [(n, *part_of(p, v, n)) for n in v.apart]
     cuts = [[None if a is None else a[part].copy("K") for a in (v.x, s, r)] for _, part, _ in parts]
     for dims, parallel, scratch in runs:
-        arguments = (
-            dims, p.eps, flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(y, p), values_of(w, p, 1.0),
-            values_of(b, p, 0.0), mask, work, np.empty(max(1, scratch), p.dtype.accumulator), launcher_of(parallel),
-        )  # fmt: skip
+        kernel_arrays = flat_of(p.x, p), flat_of(s, p), flat_of(r, p), None, flat_of(y, p), None, mask
+        parameters = values_of(w, p, 1.0), values_of(b, p, 0.0)
+        memory = work, None, np.empty(max(1, scratch), p.dtype.accumulator)
+        arguments = dims, p.eps, kernel_arrays, parameters, memory, launcher_of(parallel)
         kinds = p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), kind, p.activation
         runner(kernel_of(arguments, *kinds), p, parallel)(*arguments)
     clear_invalid(y, p, v)
     mean, rstd = statistics_of(work, (p.N, p.G))
     for (n, part, own), (x, skip, residual) in zip(parts, cuts, strict=True):
-        y[part], mean[n : n + 1], rstd[n : n + 1] = again(
-            x, p.G, own(w), own(b), p.eps, p.channel_axis, ACTIVATIONS[p.activation], skip, residual, None, None, None,
-            True,
-        )  # fmt: skip
+        given = Forward(x, p.G, own(w), own(b), p.eps, p.channel_axis, ACTIVATIONS[p.activation], skip, residual)
+        y[part], mean[n : n + 1], rstd[n : n + 1] = again(given, True)
     return mean, rstd
 
 
@@ -67,11 +66,10 @@ def backward_valid(
     sums = np.zeros((2, p.N, p.C))
     at, sample = FIELDS.index("AT"), FIELDS.index("SAMPLE")
     for dims, parallel, scratch in runs:
-        arguments = (
-            dims, flat_of(dy, p), flat_of(p.x, p), flat_of(s, p), flat_of(r, p), flat_of(dx, p), flat_of(dr, p),
-            values_of(w, p, 1.0), values_of(b, p, 0.0), mask, m.reshape(-1), rs.reshape(-1), work, gradients,
-            np.empty(max(1, scratch), p.dtype.accumulator), launcher_of(parallel),
-        )  # fmt: skip
+        kernel_arrays = *(flat_of(a, p) for a in (p.x, s, r, dy, dx, dr)), mask
+        parameters = values_of(w, p, 1.0), values_of(b, p, 0.0)
+        memory = work, gradients, np.empty(max(1, scratch), p.dtype.accumulator)
+        arguments = dims, (m.reshape(-1), rs.reshape(-1)), kernel_arrays, parameters, memory, launcher_of(parallel)
         kinds = p.layout, STORED.index(p.dtype.name), kind_of(dy), kind_of(s), kind_of(r), kind, p.activation
         runner(kernel_of(arguments, *kinds), p, parallel)(*arguments)
         for problem_dims in dims:
@@ -84,8 +82,10 @@ def backward_valid(
         ones = np.ones(p.C) if w is None else own(w).astype(float)
         zeros = np.zeros(p.C) if b is None else own(b).astype(float)
         dx[part], dweight, dbias, *more = again(
-            upstream, x, m[n : n + 1], rs[n : n + 1], p.G, ones, zeros, p.channel_axis, ACTIVATIONS[p.activation], skip,
-            residual, None, None, None,
+            Backward(
+                upstream, x, m[n : n + 1], rs[n : n + 1], p.G, ones, zeros, p.channel_axis, ACTIVATIONS[p.activation],
+                skip, residual,
+            )
         )  # fmt: skip
         sums[1, n], sums[0, n] = dweight.reshape(-1), dbias.reshape(-1)
         if dr is not None:

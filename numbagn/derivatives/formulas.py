@@ -26,11 +26,12 @@ import numpy as np
 
 from ..arrays.families import in_kind
 from ..arrays.recycling import array_like
+from ..calls.arguments import Backward, Forward
 from ..calls.checks import Problem, operand, parameter, problem, statistics
 from ..calls.passes import backward, forward
 from ..reference import ACTIVATIONS
 
-__all__ = ["double_backward", "second_tangent", "tangent"]
+__all__ = ["Direction", "double_backward", "second_tangent", "tangent"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,23 +42,30 @@ TANGENT_ELEMENTS, SECOND_ELEMENTS = 1 << 20, 1 << 16
 STRAIGHT = 800.0
 
 
+class Direction(NamedTuple):
+    """Where to: of x (and skip), weight, bias and residual; None stands for zeros."""
+
+    x: Any = None
+    weight: Any = None
+    bias: Any = None
+    residual: Any = None
+
+
 # ------------------------------------------------------------------------------------------------------------- tangents
 
 
-def tangent(
-    x: Any, dx: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, dweight: Any, dbias: Any, channel_axis: Any,
-    activation: Any, residual: Any = None, dresidual: Any = None,
-) -> tuple[Any, Any]:  # fmt: skip
+def tangent(call: Forward, along: Direction) -> tuple[Any, Any]:
     """(y, dy) of `numbagn.group_norm_jvp`, with a residual and its tangent if given."""
+    x, num_groups, weight, bias, eps, channel_axis, activation, _, residual, *_ = call
     if type(x) is not np.ndarray:
-        return in_kind(tangent, locals(), public="group_norm_jvp")
+        return in_kind(tangent, call, along, public="group_norm_jvp")
     p = problem(x, num_groups, eps, channel_axis, activation)
     w, b = parameter("weight", weight, p), parameter("bias", bias, p)
-    dw, db = _like("dweight", parameter("dweight", dweight, p), w), _like("dbias", parameter("dbias", dbias, p), b)
-    v, r, dr = _required("dx", dx, p), operand("residual", residual, p), operand("dresidual", dresidual, p)
-    y, mean, rstd = forward(
-        x, p.G, weight, bias, p.eps, p.channel_axis, activation, None, residual, None, None, None, True
-    )
+    dw = _like("dweight", parameter("dweight", along.weight, p), w)
+    db = _like("dbias", parameter("dbias", along.bias, p), b)
+    v, r = _required("dx", along.x, p), operand("residual", residual, p)
+    dr = operand("dresidual", along.residual, p)
+    y, mean, rstd = forward(call._replace(num_groups=p.G, eps=p.eps, channel_axis=p.channel_axis), True)
     dy, wide, axis = array_like(x, p.result), p.dtype.accumulator, p.channel_axis
     for part in _stretches(p, TANGENT_ELEMENTS):
         xs, m, rs = p.x[part].astype(wide, copy=False), mean[part], rstd[part]
@@ -67,21 +75,19 @@ def tangent(
             # J does not see a constant, and sees the rest better without it: the direction may lie as far off as x
             grouped = _grouped(t, p)
             grouped -= grouped.mean(axis=tuple(range(2, grouped.ndim)), dtype=np.float64, keepdims=True)
-            t = backward(t, xs, m, rs, p.G, None, None, axis, None, None, None, None, None, t)[0]
+            t = backward(Backward(t, xs, m, rs, p.G, channel_axis=axis, out=t))[0]
             if ws is not None:
                 t *= _along_channels(ws, p)
             if dws is not None:
-                t = forward(xs, p.G, dws, None, p.eps, axis, None, None, t, None, None, t, False)[0]
+                t = forward(Forward(xs, p.G, dws, None, p.eps, axis, residual=t, out=t), False)[0]
             if dbs is not None:
                 t += _along_channels(dbs, p)
             if dr is not None:
                 t += dr[part]
             if activation is not None:
-                given = np.zeros_like(xs) if r is None else r[part]
+                given = np.zeros_like(xs) if r is None else r[part].astype(wide, copy=False)
                 # the gradient of the residual is what is asked for: t * activation'(z)
-                t = backward(
-                    t, xs, m, rs, p.G, ws, bs, axis, activation, None, given.astype(wide, copy=False), None, None, None
-                )[3]
+                t = backward(Backward(t, xs, m, rs, p.G, ws, bs, axis, activation, residual=given))[3]
             dy[part] = t
     return y, dy
 
@@ -170,15 +176,6 @@ class _Point(NamedTuple):
         return self.rstd * (v - self.x_hat * along), along
 
 
-class _Direction(NamedTuple):
-    """Where to: of x (and skip), weight, bias and residual; None stands for zeros."""
-
-    x: Array | None
-    weight: Array | None
-    bias: Array | None
-    residual: Array | None
-
-
 class _Inputs(NamedTuple):
     """The arguments of `numbagn.group_norm_backward` but dy, checked."""
 
@@ -214,7 +211,7 @@ class _Inputs(NamedTuple):
         slope: Any = ACTIVATIONS[self.activation][1]
         return _Point(x_hat, rstd, w, slope(z), CURVATURES[self.activation](z))
 
-    def direction(self, to: _Direction, part: slice) -> tuple[Array, Any, Any]:
+    def direction(self, to: Direction, part: slice) -> tuple[Array, Any, Any]:
         """Of some samples: the directions of x and weight, and those of bias and residual together."""
         v = np.zeros((part.stop - part.start, self.p.G, self.p.C // self.p.G, self.p.S)) + self.like_x(to.x, part)
         rest = self.like_weight(to.bias, part) + self.like_x(to.residual, part)
@@ -226,39 +223,38 @@ class _Inputs(NamedTuple):
         samples[...] = values.reshape(samples.shape)
 
 
-def _inputs(
-    x: Any, mean: Any, rstd: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any,
-    skip: Any, residual: Any,
-) -> _Inputs:  # fmt: skip
-    p = problem(x, num_groups, 0.0, channel_axis, activation)
-    return _Inputs(
-        p, activation, statistics("mean", mean, p), statistics("rstd", rstd, p), parameter("weight", weight, p),
-        parameter("bias", bias, p), operand("skip", skip, p), operand("residual", residual, p),
-    )  # fmt: skip
+def _inputs(call: Backward) -> _Inputs:
+    p = problem(call.x, call.num_groups, 0.0, call.channel_axis, call.activation)
+    mean, rstd = statistics("mean", call.mean, p), statistics("rstd", call.rstd, p)
+    weight, bias = parameter("weight", call.weight, p), parameter("bias", call.bias, p)
+    skip, residual = operand("skip", call.skip, p), operand("residual", call.residual, p)
+    return _Inputs(p, call.activation, mean, rstd, weight, bias, skip, residual)
 
 
-def _direction(inputs: _Inputs, names: tuple[str, str, str, str], values: tuple[Any, Any, Any, Any]) -> _Direction:
+def _direction(inputs: _Inputs, along: Direction, prefix: str) -> Direction:
+    """A direction, checked; `prefix` stands before the names of what it is one of."""
     p = inputs.p
-    if values[3] is not None and inputs.residual is None:
-        raise ValueError(f"{names[3]} must be None where residual is")
-    weight, bias = parameter(names[1], values[1], p), parameter(names[2], values[2], p)
-    return _Direction(
-        operand(names[0], values[0], p), _like(names[1], weight, inputs.weight), _like(names[2], bias, inputs.bias),
-        operand(names[3], values[3], p),
-    )  # fmt: skip
+    if along.residual is not None and inputs.residual is None:
+        raise ValueError(f"{prefix}residual must be None where residual is")
+    weight = parameter(f"{prefix}weight", along.weight, p)
+    bias = parameter(f"{prefix}bias", along.bias, p)
+    return Direction(
+        operand(f"{prefix}x", along.x, p),
+        _like(f"{prefix}weight", weight, inputs.weight),
+        _like(f"{prefix}bias", bias, inputs.bias),
+        operand(f"{prefix}residual", along.residual, p),
+    )
 
 
-def double_backward(
-    ddx: Any, dy: Any, x: Any, mean: Any, rstd: Any, num_groups: Any, weight: Any, bias: Any, ddweight: Any,
-    ddbias: Any, channel_axis: Any, activation: Any, skip: Any, residual: Any, ddresidual: Any,
-) -> tuple[Any, ...]:  # fmt: skip
+def double_backward(call: Backward, along: Direction) -> tuple[Any, ...]:
     """(grad_dy, grad_x, grad_weight, grad_bias) of `numbagn.group_norm_double_backward`, and grad_residual."""
-    if type(x) is not np.ndarray:
-        return in_kind(double_backward, locals(), public="group_norm_double_backward")
-    inputs = _inputs(x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual)
+    if type(call.x) is not np.ndarray:
+        return in_kind(double_backward, call, along, public="group_norm_double_backward")
+    dy, x, weight, bias, residual = call.dy, call.x, call.weight, call.bias, call.residual
+    inputs = _inputs(call)
     p = inputs.p
     upstream = _required("dy", dy, p)
-    to = _direction(inputs, ("ddx", "ddweight", "ddbias", "ddresidual"), (ddx, ddweight, ddbias, ddresidual))
+    to = _direction(inputs, along, "dd")
     results = [array_like(a, a.dtype.newbyteorder("=")) for a in (dy, x, *([] if residual is None else [residual]))]
     sums = np.zeros((2, p.N, p.C))
     for part in _stretches(p, SECOND_ELEMENTS):
@@ -285,18 +281,11 @@ def double_backward(
     return *results[:2], *gradients, *results[2:]
 
 
-def second_tangent(
-    one: tuple[Any, Any, Any, Any], two: tuple[Any, Any, Any, Any], x: Any, mean: Any, rstd: Any, num_groups: Any,
-    weight: Any, bias: Any, channel_axis: Any, activation: Any, residual: Any,
-) -> Any:  # fmt: skip
-    """How the tangent of y in one direction changes along another: what forward mode over forward mode asks for.
-
-    A direction is (dx, dweight, dbias, dresidual), None where it is zero.
-    """
-    inputs = _inputs(x, mean, rstd, num_groups, weight, bias, channel_axis, activation, None, residual)
-    names = ("dx", "dweight", "dbias", "dresidual")
-    directions = [_direction(inputs, names, direction) for direction in (one, two)]
-    result = array_like(x, inputs.p.x.dtype)
+def second_tangent(one: Direction, two: Direction, call: Backward) -> Any:
+    """How the tangent of y in one direction changes along another: what forward mode over forward mode asks for."""
+    inputs = _inputs(call)
+    directions = [_direction(inputs, along, "d") for along in (one, two)]
+    result = array_like(call.x, inputs.p.x.dtype)
     for part in _stretches(inputs.p, SECOND_ELEMENTS):
         with np.errstate(all="ignore"):
             at = inputs.point(part)

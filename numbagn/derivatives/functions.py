@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from .formulas import double_backward, tangent
+from ..calls.arguments import Backward, Forward
+from .formulas import Direction, double_backward, tangent
 
 __all__ = ["group_norm_double_backward", "group_norm_jvp"]
 
@@ -68,7 +69,8 @@ def group_norm_jvp(
     >>> dy[0, 0].round(3)
     array([ 0.255, -0.145, -0.109, -0.073], dtype=float32)
     """
-    return tangent(x, dx, num_groups, weight, bias, eps, dweight, dbias, channel_axis, activation)
+    at = Forward(x, num_groups, weight, bias, eps, channel_axis, activation)
+    return tangent(at, Direction(dx, dweight, dbias))
 
 
 def group_norm_double_backward(
@@ -156,7 +158,5 @@ def group_norm_double_backward(
     >>> grad_x[0, 0].round(4)
     array([0.119 , 0.0879, 0.0631, 0.0335])
     """
-    return double_backward(
-        ddx, dy, x, mean, rstd, num_groups, weight, bias, ddweight, ddbias, channel_axis, activation, skip, residual,
-        ddresidual,
-    )  # fmt: skip
+    at = Backward(dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual)
+    return double_backward(at, Direction(ddx, ddweight, ddbias, ddresidual))

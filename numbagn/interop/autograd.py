@@ -10,8 +10,9 @@ from autograd.builtins import tuple as traced_tuple
 from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
 from autograd.tracer import getval
 
+from ..calls.arguments import Backward, Forward
 from ..calls.passes import backward, forward
-from ..derivatives.formulas import double_backward, second_tangent, tangent
+from ..derivatives.formulas import Direction, double_backward, second_tangent, tangent
 
 __all__ = ["group_norm"]
 
@@ -59,11 +60,9 @@ def group_norm(
     array([3.999968, 3.999968, 3.999968, 3.999968])
     """
     x = x if skip is None else x + skip
-    x_, weight_, bias_, residual_ = (getval(v) for v in (x, weight, bias, residual))
-    y, mean, rstd = forward(
-        x_, num_groups, weight_, bias_, eps, channel_axis, activation, None, residual_, None, None, None, True
-    )  # fmt: skip
-    return _norm(x, weight, bias, residual, _Call(y, mean, rstd, num_groups, eps, channel_axis, activation))
+    call = _Call(None, None, None, num_groups, eps, channel_axis, activation)
+    y, mean, rstd = forward(call.forward(*map(getval, (x, weight, bias, residual))), True)
+    return _norm(x, weight, bias, residual, call._replace(y=y, mean=mean, rstd=rstd))
 
 
 class _Call(NamedTuple):
@@ -77,6 +76,17 @@ class _Call(NamedTuple):
     channel_axis: int
     activation: str | None
 
+    def forward(self, x: Any, weight: Any, bias: Any, residual: Any) -> Forward:
+        """The arguments of the forward pass at a point."""
+        return Forward(
+            x, self.num_groups, weight, bias, self.eps, self.channel_axis, self.activation, residual=residual
+        )
+
+    def backward(self, dy: Any, x: Any, weight: Any, bias: Any, residual: Any) -> Backward:
+        """The arguments of the backward pass."""
+        given = Backward(dy, x, self.mean, self.rstd, self.num_groups, weight, bias, self.channel_axis, self.activation)
+        return given._replace(residual=residual)
+
 
 # A point is (x, weight, bias, residual); a direction has one array or None for each of them.
 
@@ -88,31 +98,29 @@ def _norm(x: Any, weight: Any, bias: Any, residual: Any, call: _Call) -> Any:
 
 @primitive  # type: ignore[untyped-decorator]
 def _gradients(dy: Any, x: Any, weight: Any, bias: Any, residual: Any, call: _Call) -> Any:
-    arrays = dy, x, call.mean, call.rstd, call.num_groups, weight, bias
-    return backward(*arrays, call.channel_axis, call.activation, None, residual, None, None, None)
+    return backward(call.backward(dy, x, weight, bias, residual))
 
 
 @primitive  # type: ignore[untyped-decorator]
 def _tangent(*direction_point_call: Any) -> Any:
-    dx, dw, db, dr, x, weight, bias, residual, call = direction_point_call
-    dx = np.zeros_like(x) if dx is None else dx
-    arrays = x, dx, call.num_groups, weight, bias, call.eps, dw, db
-    return tangent(*arrays, call.channel_axis, call.activation, residual, dr)[1]
+    *direction, x, weight, bias, residual, call = direction_point_call
+    along = Direction(*direction)
+    if along.x is None:
+        along = along._replace(x=np.zeros_like(x))
+    return tangent(call.forward(x, weight, bias, residual), along)[1]
 
 
 @primitive  # type: ignore[untyped-decorator]
 def _double(*direction_dy_point_call: Any) -> Any:
-    ddx, ddw, ddb, ddr, dy, x, weight, bias, residual, call = direction_dy_point_call
-    arrays = ddx, dy, x, call.mean, call.rstd, call.num_groups, weight, bias, ddw, ddb
-    return double_backward(*arrays, call.channel_axis, call.activation, None, residual, ddr)
+    *direction, dy, x, weight, bias, residual, call = direction_dy_point_call
+    return double_backward(call.backward(dy, x, weight, bias, residual), Direction(*direction))
 
 
 @primitive  # type: ignore[untyped-decorator]
 def _bend(*directions_point_call: Any) -> Any:
-    one, two = directions_point_call[:4], directions_point_call[4:8]
-    x, weight, bias, residual, call = directions_point_call[8:]
-    arrays = x, call.mean, call.rstd, call.num_groups, weight, bias
-    return second_tangent(one, two, *arrays, call.channel_axis, call.activation, residual)
+    one, two = Direction(*directions_point_call[:4]), Direction(*directions_point_call[4:8])
+    *point, call = directions_point_call[8:]
+    return second_tangent(one, two, call.backward(None, *point))
 
 
 def _direction(argnums: Any, gs: Any, first: int) -> list[Any]:

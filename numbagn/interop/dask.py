@@ -16,9 +16,10 @@ import numpy as np
 
 from ..arrays.families import as_array, float_row
 from ..calls import passes
+from ..calls.arguments import Forward
 from ..calls.checks import Problem, problem, shown
 from ..calls.rows import ROWS, normalized, rows
-from ..moments import Moments, group_moments, moments_of
+from ..moments import Moments, Part, group_moments, moments_of
 from ..moments import normalize as normalize_block
 
 __all__ = ["forward", "normalize"]
@@ -43,12 +44,10 @@ class Call(NamedTuple):
         return x.shape[self.channel_axis] // self.sizes[0], self.channel_axis
 
 
-def forward(
-    x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, activation: Any, skip: Any,
-    residual: Any, out: Any, with_statistics: bool, **others: Any,
-) -> tuple[Any, Any, Any]:  # fmt: skip
-    """(y, mean, rstd) of `passes.forward` as Dask arrays. `others` are options that are not taken here."""
-    _check_none("x", out=out, **others)
+def forward(given: Forward, with_statistics: bool) -> tuple[Any, Any, Any]:
+    """(y, mean, rstd) of `passes.forward` as Dask arrays."""
+    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out = given
+    _check_none("x", out=out, lengths=lengths, mask=mask)
     _check_chunks("x", x)
     axes = tuple(range(x.ndim))
     C_axis: int | None = None
@@ -104,10 +103,9 @@ def forward(
     return y, moments[..., 1], _blocks(_rstd, call, kept, moments, (*kept, field), dtype=np.float64)
 
 
-def normalize(
-    chunk: Any, m: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, activation: Any, out: Any
-) -> Any:  # fmt: skip
+def normalize(given: Part) -> Any:
     """What `numbagn.normalize` makes of a Dask array: each chunk by its part of the moments."""
+    chunk, m, weight, bias, eps, channel_axis, activation, out = given
     _check_none("chunk", out=out)
     _check_chunks("chunk", chunk)
     _check_known("chunk", chunk, 0)
@@ -118,10 +116,10 @@ def normalize(
     axis, group_size, axes = p.channel_axis, p.C // moments.mean.shape[1], tuple(range(chunk.ndim))
     chunk, of_groups = _whole_groups(chunk, axis, group_size)
     kinds = ((axis,), (0, axis))
-    given = {name: _operand(name, v, chunk, kinds) for name, v in (("weight", weight), ("bias", bias)) if v is not None}
-    call = Call((group_size,), axis, p.eps, activation, p.result, tuple(given))
+    both = {name: _operand(name, v, chunk, kinds) for name, v in (("weight", weight), ("bias", bias)) if v is not None}
+    call = Call((group_size,), axis, p.eps, activation, p.result, tuple(both))
     stacked = da.from_array(np.stack(moments, axis=-1), (chunk.chunks[0], of_groups, 3))
-    beside = [part for pair in given.values() for part in pair]
+    beside = [part for pair in both.values() for part in pair]
     return _blocks(_normalized, call, axes, chunk, axes, stacked, (0, axis, chunk.ndim), *beside, dtype=p.result)
 
 
@@ -183,10 +181,9 @@ def _operand(name: str, value: Any, x: Any, kinds: tuple[Axes, ...]) -> tuple[An
 def _results(call: Call, x: np.ndarray, *operands: np.ndarray) -> Any:
     """(y, mean, rstd) of a chunk of whole groups or rows."""
     given, (groups, axis) = dict(zip(call.names, operands, strict=True)), call.groups(x)
-    weight, bias, skip, residual = (given.get(name) for name in ("weight", "bias", "skip", "residual"))
     return passes.forward(
-        x, groups, weight, bias, call.eps, axis, call.activation, skip, residual, None, None, None, True
-    )  # fmt: skip
+        Forward(x, groups, eps=call.eps, channel_axis=axis, activation=call.activation, **given), True
+    )
 
 
 def _item(i: int, results: Any) -> np.ndarray:

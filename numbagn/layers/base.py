@@ -107,10 +107,8 @@ class Layer:
             As that function, and where x does not fit the layer.
         """
         groups, axis = self._grouping(x)
-        return forward(
-            x, groups, self.weight, self.bias, self.eps, axis, self.activation, skip, residual, lengths, mask, out,
-            False,
-        )[0]  # fmt: skip
+        parameters, options = (self.weight, self.bias), (self.eps, axis, self.activation)
+        return forward((x, groups, *parameters, *options, skip, residual, lengths, mask, out), False)[0]
 
     def forward(
         self, x: Any, *, skip: Any = None, residual: Any = None, lengths: Any = None, mask: Any = None, out: Any = None
@@ -142,10 +140,8 @@ class Layer:
         ):  # fmt: skip
             if needed is not None and may_share_memory("out", out, name, needed):
                 raise ValueError(f"out must not share memory with {name}, which the backward pass needs")
-        y, mean, rstd = forward(
-            x, groups, self.weight, self.bias, self.eps, axis, self.activation, skip, residual, lengths, mask, out,
-            True,
-        )  # fmt: skip
+        parameters, options = (self.weight, self.bias), (self.eps, axis, self.activation)
+        y, mean, rstd = forward((x, groups, *parameters, *options, skip, residual, lengths, mask, out), True)
         return y, Saved(x, mean, rstd, self.weight, self.bias, skip, residual, lengths, mask)
 
     def backward(self, dy: Any, saved: Saved, *, out: Any = None) -> tuple[Any, ...]:
@@ -174,10 +170,8 @@ class Layer:
         if not isinstance(saved, Saved):
             raise TypeError(f"saved must be what forward returned, got {type(saved).__qualname__}")
         groups, axis = self._grouping(saved.x)
-        return backward(
-            dy, saved.x, saved.mean, saved.rstd, groups, saved.weight, saved.bias, axis, self.activation, saved.skip,
-            saved.residual, saved.lengths, saved.mask, out,
-        )  # fmt: skip
+        x, mean, rstd, weight, bias, *operands = saved
+        return backward((dy, x, mean, rstd, groups, weight, bias, axis, self.activation, *operands, out))
 
     def state_dict(self, prefix: str = "") -> dict[str, np.ndarray]:
         """Copies of the parameters by name.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays.device import DeviceArray, cuda_module, dense_strides, described, maker_of
+from ..arguments import Backward, Forward
 from ..checks import ACTIVATIONS
 from . import grids
 from .grids import (
@@ -42,25 +43,23 @@ __all__ = ["backward", "forward"]
 # -------------------------------------------------------------------------------------------------------------- forward
 
 
-def forward(
-    x: Any, num_groups: Any, weight: Any, bias: Any, eps: Any, channel_axis: Any, activation: Any, skip: Any,
-    residual: Any, lengths: Any, mask: Any, out: Any, with_statistics: bool,
-) -> tuple[Any, Any, Any]:  # fmt: skip
+def forward(given: Forward, with_statistics: bool) -> tuple[Any, Any, Any]:
     """(y, mean, rstd) of `numbagn.group_norm_forward`."""
+    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out = given
     came = described("x", x)
     cuda_module()
     with current(came), Call(came, maker_of(came)) as call:
-        given = None
+        devices = None
         if lengths is None and mask is None:
             arrays = {"x": came, "weight": weight, "bias": bias, "skip": skip, "residual": residual, "out": out}
-            given = given_of(call, arrays)
-        key = key_of(given, "forward", num_groups, eps, channel_axis, activation)
-        results = replayed(key, call, given)
+            devices = given_of(call, arrays)
+        key = key_of(devices, "forward", num_groups, eps, channel_axis, activation)
+        results = replayed(key, call, devices)
         if results is None:
             results = _forward(
                 call, came, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
             )
-            remember(key, call, results, given)
+            remember(key, call, results, devices)
     y, stats = results
     y = y.owner if out is None else out
     if stats.array.ndim == 1:  # one row in all: Numba would copy an indexed number to the host
@@ -144,29 +143,27 @@ def _forward(
 # ------------------------------------------------------------------------------------------------------------- backward
 
 
-def backward(
-    dy: Any, x: Any, mean: Any, rstd: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any,
-    skip: Any, residual: Any, lengths: Any, mask: Any, out: Any,
-) -> tuple[Any, ...]:  # fmt: skip
+def backward(given: Backward) -> tuple[Any, ...]:
     """(dx, dweight, dbias) of `numbagn.group_norm_backward`, and dresidual if there is a residual."""
+    dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out = given
     came = described("x", x)
     cuda_module()
     with current(came), Call(came, maker_of(came)) as call:
-        given = None
+        devices = None
         if lengths is None and mask is None:
             arrays = {
                 "x": came, "dy": dy, "mean": mean, "rstd": rstd, "weight": weight, "bias": bias, "skip": skip,
                 "residual": residual, "out": out,
             }  # fmt: skip
-            given = given_of(call, arrays)
-        key = key_of(given, "backward", num_groups, channel_axis, activation)
-        results = replayed(key, call, given)
+            devices = given_of(call, arrays)
+        key = key_of(devices, "backward", num_groups, channel_axis, activation)
+        results = replayed(key, call, devices)
         if results is None:
             results = _backward(
                 call, dy, came, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths,
                 mask, out,
             )  # fmt: skip
-            remember(key, call, results, given)
+            remember(key, call, results, devices)
     dx, *more = results
     return (dx.owner if out is None else out, *(result.owner for result in more))
 

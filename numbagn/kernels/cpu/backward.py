@@ -22,7 +22,7 @@ from .backward_first import steps_first
 from .backward_last import steps_last
 from .backward_rows import steps_rows
 from .masks import mask_pointer
-from .memory import absent, offset, pointer, values
+from .memory import offset, pointer, values
 from .operands import Arrays, Backward, Parameters, Statistics, at_sample, parameters_at, statistics_at
 from .phases import steps_of_unit
 from .sharing import run_tasks
@@ -48,50 +48,39 @@ def backward_task(t, run, phase, steps, tasks, problems, dims, call):
 def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind, activation, sources):
     """Make the backward kernel of one specialisation, as `forward_kernel` does.
 
-    It fills dx, dresidual, `sums` (sums of each problem; m1 and m2 of each block; float64 totals of the sums
-    over the samples) and the parameters' gradients: dbias, dweight.
+    It is given mean and rstd, and fills dx, dresidual, and of `memory` (sums, gradients, scratch) the first two: sums
+    of each problem, m1 and m2 of each block, float64 totals of the sums over the samples; and dbias and dweight.
     """
     dx_kind = RESULT_KINDS[x_kind]
 
-    def backward(
-        dims,
-        dy,
-        x,
-        skip,
-        residual,
-        dx,
-        dresidual,
-        weight,
-        bias,
-        mask,
-        mean,
-        rstd,
-        all_sums,
-        gradients,
-        scratch,
-        launcher,
-    ):
+    skip_kind, residual_kind = (x_kind if kind < 0 else kind for kind in (skip_kind, residual_kind))
+
+    def backward(dims, statistics, arrays, parameters, memory, launcher):
         if sources == 0:
             return
         problems, table = dims.shape[0], values(dims)
+        x, skip, residual, dy, dx, dresidual, mask = arrays
+        all_sums, gradients, scratch = memory
         work, sums = work_at(table, 0), values(all_sums)
         channels = work.C
         totals_at = all_sums.size - 2 * channels
         means_at = totals_at - 2 * work.batch * work.G
         if layout == SINGLE_POSITION:
             means_at = 2 * work.units * channels
-        px = pointer(x, x_kind)
-        none = absent(px)
-        call = Backward(
-            Arrays(
-                px, none if skip_kind < 0 else pointer(skip, skip_kind),
-                none if residual_kind < 0 else pointer(residual, residual_kind), pointer(dy, dy_kind),
-                pointer(dx, dx_kind), none if residual_kind < 0 else pointer(dresidual, residual_kind),
-                mask_pointer(mask, mask_kind),
-            ),
-            Parameters(values(weight), values(bias)),
-            Statistics(values(mean), values(rstd), offset(sums, means_at)), values(scratch), sums, code(activation),
-        )  # fmt: skip
+        operands = Arrays(
+            pointer(x, x_kind),
+            pointer(skip, skip_kind),
+            pointer(residual, residual_kind),
+            pointer(dy, dy_kind),
+            pointer(dx, dx_kind),
+            pointer(dresidual, residual_kind),
+            mask_pointer(mask, mask_kind),
+        )
+        mean, rstd = statistics
+        of_batch = Statistics(values(mean), values(rstd), offset(sums, means_at))
+        weight, bias = parameters
+        given = Parameters(values(weight), values(bias))
+        call = Backward(operands, given, of_batch, values(scratch), sums, code(activation))
         for phase in range(work.first, work.last):
             steps = work.units * steps_of_unit(phase, work) if problems == 1 else problems
             tasks = 1 if launcher == 0 else min(steps, work.slots)

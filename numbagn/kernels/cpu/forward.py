@@ -12,7 +12,7 @@ from ..compiled import entry
 from .forward_first import steps_first
 from .forward_last import steps_last
 from .masks import mask_pointer
-from .memory import absent, offset, pointer, values
+from .memory import offset, pointer, values
 from .operands import Arrays, Forward, Parameters, Statistics, at_sample, parameters_at
 from .phases import steps_of_unit
 from .sharing import run_tasks
@@ -40,28 +40,35 @@ def forward_task(t, run, phase, steps, tasks, problems, dims, call):
 def forward_kernel(layout, x_kind, skip_kind, residual_kind, mask_kind, activation, sources):
     """Make the forward kernel of one specialisation; all arguments are integers, so that it can be cached.
 
-    The kernel reads flat arrays (storage kinds as given, parameters and scratch in the accumulator's type) by the
-    strides in `dims`, and fills y and `statistics`: mean, rstd and partial sums, in float64. `launcher`: as for
+    The kernel reads flat arrays by the strides in `dims`: `arrays` in the order of `operands.Arrays`, of the storage
+    kinds given, None where there is none; `parameters`, weight and bias, in the accumulator's type. It fills y, and of
+    `memory` (statistics, None, scratch) the first: mean, rstd and partial sums, in float64. `launcher`: as for
     `run_tasks`.
     """
     y_kind = RESULT_KINDS[x_kind]
+    skip_kind, residual_kind = (x_kind if kind < 0 else kind for kind in (skip_kind, residual_kind))
 
-    def forward(dims, eps, x, skip, residual, y, weight, bias, mask, statistics, scratch, launcher):
+    def forward(dims, eps, arrays, parameters, memory, launcher):
         if sources == 0:
             return
         problems, table = dims.shape[0], values(dims)
+        x, skip, residual, dy, y, dresidual, mask = arrays
+        statistics, _, scratch = memory
         work, sums = work_at(table, 0), values(statistics)
-        px = pointer(x, x_kind)
-        none, groups = absent(px), work.batch * work.G
-        call = Forward(
-            Arrays(
-                px, none if skip_kind < 0 else pointer(skip, skip_kind),
-                none if residual_kind < 0 else pointer(residual, residual_kind), none, pointer(y, y_kind), none,
-                mask_pointer(mask, mask_kind),
-            ),
-            Parameters(values(weight), values(bias)),
-            Statistics(sums, offset(sums, groups), offset(sums, 2 * groups)), values(scratch), eps, code(activation),
-        )  # fmt: skip
+        groups = work.batch * work.G
+        operands = Arrays(
+            pointer(x, x_kind),
+            pointer(skip, skip_kind),
+            pointer(residual, residual_kind),
+            pointer(dy, x_kind),
+            pointer(y, y_kind),
+            pointer(dresidual, x_kind),
+            mask_pointer(mask, mask_kind),
+        )
+        of_batch = Statistics(sums, offset(sums, groups), offset(sums, 2 * groups))
+        weight, bias = parameters
+        given = Parameters(values(weight), values(bias))
+        call = Forward(operands, given, of_batch, values(scratch), eps, code(activation))
         for phase in range(work.first, work.last):
             steps = work.units * steps_of_unit(phase, work) if problems == 1 else problems
             tasks = 1 if launcher == 0 else min(steps, work.slots)

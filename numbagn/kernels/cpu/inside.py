@@ -242,11 +242,11 @@ def run(layout, activation, steps, sizes, x, y, w, b, eps):
 @overload(run, jit_options=CALLEE)
 def _run(layout, activation, steps, sizes, x, y, w, b, eps):
     acc = types.Array(x.dtype, 1, "C")
-    signature = (
-        types.Array(types.int64, 2, "C"), types.float64, acc, types.none, types.none, acc, acc, acc,
-        types.Array(types.uint8, 1, "C"), types.Array(types.float64, 1, "C"), acc,
-        types.int64,
-    )  # fmt: skip
+    table, sums = types.Array(types.int64, 2, "C"), types.Array(types.float64, 1, "C")
+    absent = types.none
+    arrays = types.Tuple((acc, absent, absent, absent, acc, absent, absent))
+    parameters, memory = types.UniTuple(acc, 2), types.Tuple((sums, absent, acc))
+    signature = table, types.float64, arrays, parameters, memory, types.int64
     channels_first = layout.value == CHANNELS_FIRST
     kind = STORED.index(str(x.dtype))
     kernel = linked(forward_kernel, signature, layout.value, kind, -1, -1, 0, activation.value)
@@ -272,7 +272,8 @@ def _run(layout, activation, steps, sizes, x, y, w, b, eps):
         work.past = int(x.size * x.itemsize >= past_from(()) and not in_place)
         sums = np.empty(2 * samples * groups * (1 + work.parts))
         scratch = np.empty(max(1, work.slot), x.dtype)
-        kernel((table, eps, x, None, None, y, w[0], b[0], np.zeros(1, np.uint8), sums, scratch, 0))
+        arrays = x, None, None, None, y, None, None
+        kernel((table, eps, arrays, (w[0], b[0]), (sums, None, scratch), 0))
 
     return shared_out
 

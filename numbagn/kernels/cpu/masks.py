@@ -17,9 +17,11 @@ MASKS = ("no mask", "mask of values", "mask of rows")
 @intrinsic(prefer_literal=True)
 def mask_pointer(typingctx, array, kind):
     """The data pointer of an array of bytes, a mask of the kind numbered `kind` in MASKS; `array` as for `pointer`."""
-    result = Pointer(MASKS[kind.literal_value], absent=kind.literal_value == 0)
+    result = Pointer(MASKS[kind.literal_value], absent=array == types.none)
 
     def codegen(context, builder, sig, args):
+        if result.absent:
+            return ir.Constant(I8.as_pointer(), None)
         data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
         return builder.bitcast(data, I8.as_pointer())
 

@@ -55,13 +55,15 @@ def _align(element):
 
 @intrinsic(prefer_literal=True)
 def pointer(typingctx, array, kind):
-    """The data pointer of `array`, of the dtype numbered `kind` in STORED.
+    """The data pointer of `array`, of the dtype numbered `kind` in STORED; an absent one where `array` is None.
 
     `array` must be an argument of the running kernel: then it outlives every use of the pointer.
     """
-    result = Pointer(STORED[kind.literal_value])
+    result = Pointer(STORED[kind.literal_value], absent=array == types.none)
 
     def codegen(context, builder, sig, args):
+        if result.absent:
+            return ir.Constant(I8.as_pointer(), None)
         data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
         return builder.bitcast(data, I8.as_pointer())
 
@@ -86,13 +88,6 @@ def line(typingctx, array):
         return impl_ret_borrowed(context, builder, result, flat._getvalue())
 
     return result(array), codegen
-
-
-@intrinsic
-def absent(typingctx, ptr):
-    """A pointer that stands for an operand that is not given, beside those of `ptr`'s kind."""
-    result = Pointer(ptr.kind, absent=True)
-    return result(ptr), lambda context, builder, sig, args: args[0]
 
 
 def _exact(ptr, skip):
