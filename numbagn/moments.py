@@ -8,31 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays.dtypes import STORED
 from .arrays.families import as_array, in_kind, in_memory, view
 from .arrays.recycling import array_like
-from .calls.checks import Problem, epsilon, output, parameter, problem, shown
-from .calls.loading import kernels
-from .calls.operands import (
-    dense,
-    dims_of,
-    flat_of,
-    launcher_of,
-    runner,
-    scratch_of,
-    share_of,
-    statistics_of,
-    target_of,
-    values_of,
-)  # fmt: skip
-from .calls.positions import NOTHING, Valid, tables, valid_positions
-from .calls.valid import part_of
+from .calls.checks import epsilon, output, parameter, problem, shown
+from .calls.operands import Arrays, target_of
+from .calls.passes import samples_apart
+from .calls.positions import valid_positions
+from .calls.running import plan_of, run
 from .shapes.geometry import FIELDS, SETTLE, SUM, WRITE
 
 __all__ = ["Moments", "group_moments", "normalize"]
 
-# What the forward kernel is told in order to stop before it writes.
+# What the forward kernel is told in order to stop before it writes, or to do nothing else.
 STATISTICS_ONLY = {"FIRST": SUM, "LAST": SETTLE + 1, "KEEP_M2": 1}
+WRITE_ONLY = {"FIRST": WRITE, "LAST": WRITE + 1, "PARTS": 1}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -200,32 +189,23 @@ def group_moments(
     groups = p.N, p.G
     if p.size == 0:
         return Moments(np.zeros(groups), np.zeros(groups), np.zeros(groups))
-    p = p._replace(dtype=p.dtype.wide)
+    p, x, valid = p._replace(dtype=p.dtype.wide), view("chunk", chunk), None
     if lengths is not None or mask is not None:
-        return _moments_of_valid(p, valid_positions(lengths, mask, p, view("chunk", chunk)))
-    share = share_of("forward", p, p.layout, X=p.x) | STATISTICS_ONLY
-    units = p.N * p.G
-    work = np.empty(2 * units * (1 + share["PARTS"]))
-    _run(p, dims_of(p, share, None, None, X=p.x, Y=p.x), share["PARALLEL"], scratch_of(p, share), work)
-    mean, M2 = statistics_of(work, groups)
-    return Moments(np.full(groups, float(p.C // p.G * p.S)), mean, M2)
-
-
-def _moments_of_valid(p: Problem, v: Valid) -> Moments:
-    """`group_moments` where only some positions count."""
-    common = dims_of(p, {}, None, None, X=p.x, Y=p.x)
-    runs, size, kind, mask = tables("forward", p, v, common, dense(p, X=p.x), 2 * p.G)
-    work = np.empty(2 * p.N * p.G + size)
-    work[: 2 * p.N * p.G] = 0.0
-    for dims, parallel, scratch in runs:
-        for field, value in STATISTICS_ONLY.items():
-            dims[:, FIELDS.index(field)] = value
-        _run(p, dims, parallel, np.empty(max(1, scratch), p.dtype.accumulator), work, mask_kind=kind, mask=mask)
-    mean, M2 = statistics_of(work, (p.N, p.G))
-    for n in v.apart:
-        part, _ = part_of(p, v, n)
-        _, mean[n : n + 1], M2[n : n + 1] = group_moments(v.x[part].copy("K"), p.G, channel_axis=p.channel_axis)
-    count = np.repeat(v.counts[:, None] * float(p.C // p.G), p.G, axis=1)
+        valid = valid_positions(lengths, mask, p, x)
+    arrays = Arrays(p.x, None, None, None, p.empty(p.result))  # to which nothing is written
+    plan = plan_of("forward", p, arrays, (None, None), valid, **STATISTICS_ONLY)
+    done = run(plan, arrays, (None, None), p.eps, valid and valid.positions)
+    assert done is not None
+    work, _, problems = done
+    mean, M2 = (values.reshape(groups).copy() for values in work[: 2 * p.N * p.G].reshape(2, -1))
+    positions = np.full(p.N, p.S)
+    if valid is not None:
+        positions = np.zeros(p.N)
+        positions[problems[:, FIELDS.index("SAMPLE")]] = problems[:, FIELDS.index("VALID")]
+    count = np.repeat(positions[:, None] * float(p.C // p.G), p.G, axis=1)
+    for n, _, (x_n,), _ in samples_apart(p, valid, (x,)):
+        found = group_moments(x_n, p.G, channel_axis=p.channel_axis)
+        count[n : n + 1], mean[n : n + 1], M2[n : n + 1] = found
     return Moments(count, mean, M2)
 
 
@@ -293,17 +273,17 @@ def _normalize(given: Part) -> Any:
     p = problem(chunk, 1, eps, channel_axis, activation, "chunk")
     moments = moments_of(m, p.N, p.C)
     p = p._replace(G=moments.mean.shape[1])
-    w, b = parameter("weight", weight, p), parameter("bias", bias, p)
+    parameters = parameter("weight", weight, p), parameter("bias", bias, p)
     y = array_like(chunk, p.result) if out is None else output(out, p, "chunk")
     if p.size == 0:
         return y if out is None else out
-    target, w, b = target_of(y, p, w, b, (p.x,))
-    share = share_of("forward", p, p.layout, X=p.x, Y=target) | {"FIRST": WRITE, "LAST": WRITE + 1, "PARTS": 1}
+    target, parameters = target_of(Arrays(p.x, None, None, None, y), p, parameters)
+    arrays = Arrays(p.x, None, None, None, target)
+    plan = plan_of("forward", p, arrays, parameters, None, **WRITE_ONLY)
     # what settling leaves for writing: mean, rstd, and of two sums what the mean lost
     lost = np.zeros((*moments.mean.shape, 2))
     work = np.concatenate([moments.mean.ravel(), moments.rstd(p.eps).ravel(), lost.ravel()])
-    dims = dims_of(p, share, w, b, X=p.x, Y=target)
-    _run(p, dims, share["PARALLEL"], scratch_of(p, share), work, y=flat_of(target, p), w=w, b=b)
+    run(plan, arrays, parameters, p.eps, None, work)
     if target is not y:
         np.copyto(y, target)
     return y if out is None else out
@@ -329,16 +309,3 @@ def _checked(name: str, m: Any) -> Moments:
     if len(shapes[0]) != 2 or len(set(shapes)) > 1:
         raise ValueError(f"{name} must have moments of one shape (N, G), got {', '.join(map(str, shapes))}")
     return Moments(*(array.astype(np.float64, copy=False) for array in arrays))
-
-
-def _run(
-    p: Problem, dims: Array, parallel: int, scratch: Array, work: Array, y: Array | None = None,
-    w: Array | None = None, b: Array | None = None, mask_kind: int = 0, mask: Array = NOTHING,
-) -> None:  # fmt: skip
-    """Run the phases of the forward kernel that `dims` names; without writing there need not be a y."""
-    target = np.empty(1, p.dtype.result) if y is None else y
-    arrays = flat_of(p.x, p), None, None, None, target, None, mask
-    parameters = values_of(w, p, 1.0), values_of(b, p, 0.0)
-    arguments = dims, p.eps, arrays, parameters, (work, None, scratch), launcher_of(parallel)
-    kinds = (p.layout, STORED.index(p.dtype.name), -1, -1, mask_kind, p.activation)
-    runner(kernels("forward").forward_kernel(arguments, *kinds), p, parallel)(*arguments)

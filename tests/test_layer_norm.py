@@ -7,7 +7,7 @@ from test_peers import array, near, tensor, torch
 
 import numbagn
 from numbagn import reference
-from numbagn.calls import passes
+from numbagn.calls import rows
 
 # (shape, dimensions of a row): leading dimensions 0 to 3, rows of rank 1 to 3, shorter than a vector and several parts
 SHAPES = {
@@ -216,7 +216,7 @@ def test_any_memory_gives_the_same_bits(rng, one_thread, name):
     layer, _ = layer_of(x, 2, weight=weight, activation="silu")
     want, kept = layer.forward(np.ascontiguousarray(x), skip=np.ascontiguousarray(skip))
     gradients = layer.backward(np.ascontiguousarray(dy), kept)
-    assert (passes.rows(x, (5, 8)).x is x or np.shares_memory(passes.rows(x, (5, 8)).x, x)) == in_place
+    assert (rows.rows(x, (5, 8)).x is x or np.shares_memory(rows.rows(x, (5, 8)).x, x)) == in_place
     for _ in range(2):
         y, saved = layer.forward(x, skip=skip)
         assert y.strides == np.empty_like(x).strides

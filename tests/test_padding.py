@@ -5,7 +5,7 @@ import pytest
 from cases import DTYPES, LAYOUTS, in_layout, normal, same_bits
 
 import numbagn
-from numbagn.calls import passes
+from numbagn.calls import passes, plans
 
 SHAPE, GROUPS = (5, 6, 40, 3), 3
 # Full and shorter ones, none, one too short for the kernel that reads it in its place, only one that is not empty.
@@ -48,7 +48,7 @@ def test_repeated_calls_give_the_bits_of_first_ones(arrays, one_thread, dtype, l
         passes.forget_plans()
         first = padded(x, dy, weight, bias, lengths)
         padded(*arrays(DTYPES[dtype], layout), LENGTHS[0])
-        assert sum(plan.padding is not None for plan in passes._plans.values()) == 2
+        assert sum(plan.padding is not None for plan in plans._plans.values()) == 2
         for given in (lengths, np.array(lengths, np.int32), np.array(lengths)[::-1][::-1]):
             assert all(map(same_bits, padded(x, dy, weight, bias, given), first))
         assert not any(first[0][n, :, length:].any() for n, length in enumerate(lengths))
@@ -72,7 +72,7 @@ def test_repeated_calls_with_a_mask(rng, one_thread, shape, layout):
         passes.forget_plans()
         first = masked(mask)
         masked(some)
-        assert sum(plan.padding is not None for plan in passes._plans.values()) == 2
+        assert sum(plan.padding is not None for plan in plans._plans.values()) == 2
         assert all(map(same_bits, masked(mask), first))
     for error, mask in ((ValueError, some[:2]), (ValueError, np.repeat(some, 6, axis=1)), (TypeError, some * 1)):
         with pytest.raises(error, match="mask must"):

@@ -9,7 +9,7 @@ from cases import DTYPES, LAYOUTS, close, in_layout, normal, same_bits
 
 import numbagn
 from numbagn import reference
-from numbagn.calls import operands, positions
+from numbagn.calls import operands, padding
 
 TOLERANCES = {"float16": 2.0e-3, "bfloat16": 1.6e-2, "float32": 3e-6, "float64": 3e-14}
 SHAPES = {
@@ -383,7 +383,7 @@ def test_large_samples_are_shared_out_one_by_one(rng, monkeypatch):
     lengths = [3000, 1234, 16]
     together = numbagn.group_norm(x, 2, lengths=lengths)
     monkeypatch.setattr(numbagn.shapes.schedule, "PARALLEL_BYTES", 1)
-    monkeypatch.setattr(positions, "ALONE_BYTES", 1)
+    monkeypatch.setattr(padding, "ALONE_BYTES", 1)
     monkeypatch.setattr(operands, "limit", lambda: 2)
     numbagn.calls.passes.forget_plans()
     for _ in range(2):

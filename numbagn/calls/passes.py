@@ -1,84 +1,31 @@
-"""How a call runs: check, share out, allocate, run the kernel, give back what came in.
+"""The forward and the backward pass: look the plan up, or check the arguments and make it; run it; give the results.
 
-The first three steps of a call give the same for all arguments of the same kinds (shapes, strides, dtypes, options): a
-`Plan` keeps that, so that the next such call is a lookup, the allocations and the kernel.
+What came is what runs where a plan is found. Else arrays that no kernel can read as they are become copies, samples
+that are no problem of the batch's kernel become calls of their own, and what needed neither is remembered.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
-from .._process import at_fork
-from ..arrays.dtypes import STORED
-from ..arrays.families import flat, in_kind, view
-from ..arrays.recycling import LEAST_BYTES, array_like
-from ..shapes.geometry import CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION
+from ..arrays.families import in_kind, view
+from ..arrays.recycling import array_like
 from .arguments import Backward, Forward
-from .checks import Problem, operand, output, parameter, problem, statistics
-from .loading import kernels
-from .operands import (
-    dims_of,
-    flat_of,
-    forget_shares,
-    kind_of,
-    launcher_of,
-    parameter_gradients,
-    runner,
-    scratch_of,
-    share_of,
-    statistics_of,
-    target_of,
-    values_of,
-)  # fmt: skip
-from .padding import Lengths, Masks, Problems, padding_of
-from .positions import NOTHING, Valid, valid_positions
+from .checks import ACTIVATIONS, Problem, operand, output, parameter, problem, statistics
+from .operands import Arrays, Parameters, target_of
+from .plans import Plan, forget_plans, key_of, planned, remember
+from .positions import Valid, valid_positions
 from .rows import ROWS, rows
-from .valid import backward_valid, forward_valid
+from .running import in_batch, plan_of, run
 
-__all__ = ["backward", "forget_plans", "forward"]
+__all__ = ["backward", "forget_plans", "forward", "samples_apart"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Plans kept; a service of more kinds of calls than that forgets all and begins anew.
-MOST_PLANS = 1024
 
-
-class Plan(NamedTuple):
-    """What is the same for all calls of one kind."""
-
-    kernel: Callable[..., None]
-    array_like: Callable[[Array], Array]  # makes the result where none is given
-    dims: Array
-    eps: float
-    N: int
-    statistics: tuple[int, ...]  # shapes: of mean and rstd, and of a parameter that all samples share
-    shared: tuple[int, ...]
-    storage: np.dtype[Any]  # of x
-    y_storage: np.dtype[Any]  # of y and dx
-    plain: bool  # x and the result lie in memory in the order of their axes
-    direct: bool  # the kernel takes the parameters as they are
-    weight: Array  # stand for parameters that are not given
-    bias: Array
-    work: int  # sizes of what is allocated for each call
-    scratch: int
-    gradients: int
-    launcher: int
-    padding: Lengths | Masks | None = None
-
-
-_plans: dict[tuple[Any, ...], Plan] = {}
-
-
-def forget_plans() -> None:
-    """Forget all plans, for those who change a threshold."""
-    _plans.clear()
-    forget_shares()
-
-
-at_fork(after_in_child=forget_plans)  # there the number of threads may be another
+# -------------------------------------------------------------------------------------------------------------- forward
 
 
 def forward(given: tuple[Any, ...], with_statistics: bool) -> tuple[Any, Any, Any]:
@@ -86,64 +33,46 @@ def forward(given: tuple[Any, ...], with_statistics: bool) -> tuple[Any, Any, An
     x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out = given
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(forward, Forward._make(given), with_statistics)
-    key = None
-    ordinary = skip is None and residual is None and (lengths is None or mask is None)
-    if ordinary and type(eps) is float:
-        key = _key((eps, lengths is None, mask is None), x, num_groups, weight, bias, channel_axis, activation, out)
-        plan = _plans.get(key) if key is not None else None
-        if plan is not None:
-            y = plan.array_like(x) if out is None else out
-            problems: Problems = plan.dims, NOTHING
-            work = np.empty(plan.work)
-            target = y.reshape(-1) if plan.plain else flat(y, plan.y_storage)
-            if plan.padding is not None:
-                problems = plan.padding.problems(plan.dims, lengths, mask, target, work, plan.launcher)
-            if problems is not None:
-                dims, flags = problems
-                plan.kernel(
-                    dims, plan.eps,
-                    (x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None, None, target, None, flags),
-                    (plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias)),
-                    (work, None, np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight),
-                    plan.launcher,
-                )  # fmt: skip
-                return (y, *statistics_of(work, plan.statistics)) if with_statistics else (y, None, None)
+    kind = (eps if type(eps) is float else _number(eps)), lengths is None, mask is None
+    key = key_of(kind, (num_groups, channel_axis, activation), x, (weight, bias), (skip, residual), out)
+    plan = planned(key)
+    if plan is not None:
+        y = plan.like(x) if out is None else out
+        positions = mask if lengths is None else lengths
+        done = run(plan, (x, skip, residual, None, y, None), (weight, bias), plan.eps, positions)
+        if done is not None:
+            return (y, *_statistics(plan, done[0])) if with_statistics else (y, None, None)
+    return _first_forward(Forward._make(given), key)
 
+
+def _first_forward(given: Forward, key: Any) -> tuple[Any, Any, Any]:
+    """A forward pass without a plan."""
+    x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out = given
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, eps, channel_axis, activation)
-    w, b = parameter("weight", weight, p), parameter("bias", bias, p)
+    parameters = parameter("weight", weight, p), parameter("bias", bias, p)
     s, r = operand("skip", skip, p), operand("residual", residual, p)
     valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p, x)
     y = array_like(x, p.result) if out is None else output(out, p)
     if p.size == 0:
         return (y if out is None else out), np.zeros(p.statistics_shape), np.zeros(p.statistics_shape)
-    target, w, b = target_of(y, p, w, b, (p.x, s, r))
-    if valid is not None:
-        mean, rstd = forward_valid(p, valid, w, b, s, r, target, forward)
-        if target is not y:
-            np.copyto(y, target)
-        elif key is not None and p.x is x and (valid.mask is None) == (mask is None):
-            _remember_padded(key, "forward", p, valid, y, weight, bias, X=x)
-        return (y if out is None else out), mean, rstd
-
-    kernel_of = kernels("forward").forward_kernel
-    share = share_of("forward", p, p.layout, X=p.x, SKIP=s, RES=r, Y=target)
-    dims = dims_of(p, share, w, b, X=p.x, SKIP=s, RES=r, Y=target)
-    groups_in_unit = p.G if p.layout == CHANNELS_LAST else 1
-    work = np.empty(2 * p.N * p.G + 2 * share["UNITS"] * share["PARTS"] * groups_in_unit)
-    kernel_arguments = (
-        dims, p.eps, (flat_of(p.x, p), flat_of(s, p), flat_of(r, p), None, flat_of(target, p), None, NOTHING),
-        (values_of(w, p, 1.0), values_of(b, p, 0.0)), (work, None, scratch_of(p, share)), launcher_of(share["PARALLEL"]),
-    )  # fmt: skip
-    kinds = (p.layout, STORED.index(p.dtype.name), kind_of(s), kind_of(r), 0, p.activation)
-    kernel = runner(kernel_of(kernel_arguments, *kinds), p, share["PARALLEL"])
-    kernel(*kernel_arguments)
-    mean, rstd = (p.in_shape(values) for values in work[: 2 * p.N * p.G].reshape(2, -1))
+    target, parameters = target_of(Arrays(p.x, s, r, None, y), p, parameters)
+    arrays = Arrays(p.x, s, r, None, target)
+    plan = plan_of("forward", p, arrays, parameters, valid)
+    samples = list(samples_apart(p, valid, (x, s, r), parameters))
+    done = run(plan, arrays, parameters, p.eps, valid and valid.positions)
+    assert done is not None
+    mean, rstd = _statistics(plan, done[0])
+    for n, part, (x_n, skip_n, residual_n), (w, b) in samples:
+        one = Forward(x_n, p.G, w, b, p.eps, p.channel_axis, ACTIVATIONS[p.activation], skip_n, residual_n)
+        target[part], mean[n : n + 1], rstd[n : n + 1] = forward(one, True)
     if target is not y:
         np.copyto(y, target)
-    elif key is not None and p.x is x and mean.flags.c_contiguous:
-        _remember(key, _plan(kernel, p, share, dims, work.size, y, weight, bias))
-    return (y if out is None else out), mean.copy(), rstd.copy()
+    elif p.x is x and s is skip and r is residual:
+        _remember(key, plan, valid, weight, bias)
+    return (y if out is None else out), mean, rstd
+
+
+# ------------------------------------------------------------------------------------------------------------- backward
 
 
 def backward(given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -151,194 +80,146 @@ def backward(given: tuple[Any, ...]) -> tuple[Any, ...]:
     dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out = given
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(backward, Backward._make(given), public="group_norm_backward and the backward of layers")
-    key = None
-    ordinary = skip is None and residual is None and (lengths is None or mask is None)
-    if ordinary and _ordinary(mean) and _ordinary(rstd) and type(dy) is ndarray:
-        kind = mean.shape, mean.dtype, rstd.shape, rstd.dtype, lengths is None, mask is None
-        key = _key(kind, x, num_groups, weight, bias, channel_axis, activation, out, dy, mean, rstd)
-        if key is not None and (dy.shape, dy.strides, dy.dtype, dy.flags.aligned) != (*key[1:4], True):
-            key = None
-        plan = _plans.get(key) if key is not None else None
-        if plan is not None:
-            dx = plan.array_like(x) if out is None else out
-            work, gradients = np.empty(plan.work), np.empty(plan.gradients, plan.weight.dtype)
-            problems: Problems = plan.dims, NOTHING
-            target = dx.reshape(-1) if plan.plain else flat(dx, plan.y_storage)
-            if plan.padding is not None:
-                problems = plan.padding.problems(plan.dims, lengths, mask, target, work, plan.launcher)
-            if problems is not None:
-                dims, flags = problems
-                plan.kernel(
-                    dims, (mean.reshape(-1), rstd.reshape(-1)),
-                    (x.reshape(-1) if plan.plain else flat(x, plan.storage), None, None,
-                    dy.reshape(-1) if plan.plain else flat(dy, plan.storage), target, None, flags),
-                    (plan.weight if weight is None else weight if plan.direct else _given(weight, plan.weight),
-                    plan.bias if bias is None else bias if plan.direct else _given(bias, plan.bias)),
-                    (work, gradients, np.empty(plan.scratch, plan.weight.dtype) if plan.scratch else plan.weight),
-                    plan.launcher,
-                )  # fmt: skip
-                if plan.direct:
-                    return dx, gradients[plan.gradients // 2 :], gradients[: plan.gradients // 2]
-                return dx, *parameter_gradients(work, gradients, plan.N, plan.shared, weight, bias)
+    kind = "backward", lengths is None, mask is None
+    operands = skip, residual, dy, mean, rstd
+    key = key_of(kind, (num_groups, channel_axis, activation), x, (weight, bias), operands, out)
+    plan = planned(key)
+    if plan is not None:
+        dx, positions = plan.like(x) if out is None else out, mask if lengths is None else lengths
+        dresidual = None if residual is None else plan.frame.empty(residual.dtype)
+        statistics = mean.reshape(-1), rstd.reshape(-1)
+        done = run(plan, (x, skip, residual, dy, dx, dresidual), (weight, bias), statistics, positions)
+        if done is not None:
+            gradients = _gradients(plan, done, weight, bias)
+            return (dx, *gradients) if dresidual is None else (dx, *gradients, dresidual)
+    return _first_backward(Backward._make(given), key)
 
+
+def _first_backward(given: Backward, key: Any) -> tuple[Any, ...]:
+    """A backward pass without a plan."""
+    dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out = given
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, 0.0, channel_axis, activation)
     weight, bias, residual = (  # whose shapes and dtypes their gradients have
         None if value is None else view(name, value)
         for name, value in (("weight", weight), ("bias", bias), ("residual", residual))
     )
-    w, b = parameter("weight", weight, p), parameter("bias", bias, p)
-    s, r = operand("skip", skip, p), operand("residual", residual, p)
-    g = operand("dy", dy, p)
+    parameters = parameter("weight", weight, p), parameter("bias", bias, p)
+    s, r, g = operand("skip", skip, p), operand("residual", residual, p), operand("dy", dy, p)
     if g is None:
         raise TypeError("dy must be a numpy.ndarray, got None")
     m, rs = statistics("mean", mean, p), statistics("rstd", rstd, p)
     valid = None if lengths is None and mask is None else valid_positions(lengths, mask, p, x)
     dx = array_like(x, p.result) if out is None else output(out, p)
     dr = None if r is None else p.empty(r.dtype)
-    work, gradients = np.zeros(2 * (p.N + 1) * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
-    if p.size:
-        target, w, b = target_of(dx, p, w, b, (p.x, g, s, r), m, rs)
-        arrays = {"X": p.x, "SKIP": s, "RES": r, "Y": target, "DY": g, "DRES": dr}
-    if any(a is not b for a, b in ((p.x, x), (g, dy), (m, mean), (rs, rstd))):
-        key = None
-    if p.size and valid is not None:
-        work, gradients = backward_valid(p, valid, w, b, m, rs, arrays, backward)
+    if p.size == 0:
+        sums = np.zeros(2 * (p.N + 1) * p.C), np.zeros(2 * p.C, p.dtype.accumulator)
+        gradients = _in_shape(p, *sums, weight, bias)
+    else:
+        target, parameters = target_of(Arrays(p.x, s, r, g, dx), p, parameters, m, rs)
+        arrays = Arrays(p.x, s, r, g, target, dr)
+        plan = plan_of("backward", p, arrays, parameters, valid)
+        samples = list(samples_apart(p, valid, (x, s, r, g), parameters))
+        here = plan._replace(per_sample=True) if samples else plan
+        done = run(here, arrays, parameters, (m.reshape(-1), rs.reshape(-1)), valid and valid.positions)
+        assert done is not None
+        if samples:
+            done = _backward_apart(p, samples, arrays, (m, rs), done)
+        gradients = _gradients(plan, done, weight, bias)
         if target is not dx:
             np.copyto(dx, target)
-        elif key is not None and all(
-            v is None or v.ndim == 1 for v in (w, b)
-        ):  # gradients of samples would lie elsewhere
-            _remember_padded(key, "backward", p, valid, dx, weight, bias, X=x, DY=g)
-    elif p.size:
-        kernel_of = kernels("backward").backward_kernel
-        layout = p.layout
-        if layout == CHANNELS_FIRST and p.S == 1 and _shared(w, b):
-            layout = SINGLE_POSITION
-        share = share_of("backward", p, layout, **arrays)
-        dims = dims_of(p, share, w, b, **arrays)
-        work = np.empty(share["WORK"])
-        kernel_arguments = (
-            dims, (m.reshape(-1), rs.reshape(-1)), (*(flat_of(a, p) for a in (p.x, s, r, g, target, dr)), NOTHING),
-            (values_of(w, p, 1.0), values_of(b, p, 0.0)), (work, gradients, scratch_of(p, share)),
-            launcher_of(share["PARALLEL"]),
-        )  # fmt: skip
-        kinds = layout, STORED.index(p.dtype.name), kind_of(g), kind_of(s), kind_of(r), 0, p.activation
-        kernel = runner(kernel_of(kernel_arguments, *kinds), p, share["PARALLEL"])
-        kernel(*kernel_arguments)
-        if target is not dx:
-            np.copyto(dx, target)
-        elif key is not None:
-            _remember(key, _plan(kernel, p, share, dims, work.size, dx, weight, bias))
-    shared = p.parameter_shapes[0]
-    results = (dx if out is None else out, *parameter_gradients(work, gradients, p.N, shared, weight, bias))
+        elif p.x is x and s is skip and r is residual and g is dy and m is mean and rs is rstd:
+            _remember(key, plan, valid, weight, bias)
+    results = dx if out is None else out, *gradients
     if dr is None:
         return results
+    assert residual is not None
     with np.errstate(all="ignore"):
         return (*results, dr.astype(residual.dtype.newbyteorder("="), copy=False))
 
 
-# --------------------------------------------------------------------------------------------------------------- plans
+def _backward_apart(p: Problem, samples: list[Any], arrays: Arrays, statistics: tuple[Array, Array], done: Any) -> Any:
+    """Run the samples that are calls of their own, and put their sums among those of the others."""
+    work, problems = done[0], done[2]
+    sums, (mean, rstd) = work[: 2 * p.N * p.C].reshape(2, p.N, p.C), statistics
+    for n, part, (x, skip, residual, dy), parameters in samples:
+        # given, so that their gradients come in float64
+        w, b = (np.full(p.C, d) if v is None else v.astype(float) for d, v in zip((1.0, 0.0), parameters, strict=True))
+        one = Backward(dy, x, mean[n : n + 1], rstd[n : n + 1], p.G, w, b, p.channel_axis)
+        one = one._replace(activation=ACTIVATIONS[p.activation], skip=skip, residual=residual)
+        arrays.y[part], dweight, dbias, *more = backward(one)
+        sums[1, n], sums[0, n] = dweight.reshape(-1), dbias.reshape(-1)
+        if arrays.dresidual is not None:
+            (arrays.dresidual[part],) = more
+    return *in_batch(sums, p.dtype.accumulator), problems
 
 
-def _shared(*parameters: Array | None) -> bool:
-    """Whether all samples share the parameters; gradients of others lie elsewhere."""
-    return all(v is None or v.ndim == 1 for v in parameters)
+# -------------------------------------------------------------------------------------------------------- before, after
 
 
-def _ordinary(array: Any) -> bool:
-    """Whether the array is a plain one whose memory is aligned, writable and in order."""
-    return type(array) is ndarray and array.flags.carray
+def _number(eps: Any) -> float | None:
+    """A number of another type as a float; None, which no plan has, for what must be looked at."""
+    if isinstance(eps, (int, np.integer, np.floating)) and not isinstance(eps, bool):
+        try:
+            return float(eps)
+        except OverflowError:
+            return None
+    return None
 
 
-def _key(
-    kind: Any, x: Any, num_groups: Any, weight: Any, bias: Any, channel_axis: Any, activation: Any, out: Any,
-    dy: Any = None, *others: Any,
-) -> tuple[Any, ...] | None:  # fmt: skip
-    """What a plan depends on, or None where there can be none.
+def samples_apart(
+    p: Problem, valid: Valid | None, arrays: tuple[Array | None, ...], parameters: Parameters = (None, None)
+) -> Iterator[tuple[int, tuple[slice, ...], list[Array | None], list[Array | None]]]:
+    """(n, the index of what is valid, copies of it, since y may be x, the parameters) of samples that are own calls."""
+    if valid is None or valid.lengths is None:
+        return
+    for n in valid.apart:
+        part = [slice(None)] * len(p.shape)
+        part[0], part[valid.axis] = slice(n, n + 1), slice(0, int(valid.lengths[n]))
+        cut = [None if a is None else a[tuple(part)].copy("K") for a in arrays]
+        yield n, tuple(part), cut, [v if v is None or v.ndim == 1 else v[n : n + 1] for v in parameters]
 
-    Types are checked where values of another type would be equal (4.0, True).
+
+def _remember(key: Any, plan: Plan, valid: Valid | None, *parameters: Array | None) -> None:
+    """Keep a plan that ran on the arrays that came."""
+    p = plan.frame
+    if key is None or (valid is not None and valid.lengths is not None and valid.most == 0):
+        return
+    direct = all(v is None or (v.ndim == 1 and v.dtype == p.dtype.accumulator) for v in parameters)
+    remember(key, plan._replace(direct=direct and len(p.parameter_shapes[0]) == 1))
+
+
+def _statistics(plan: Plan, work: Array) -> tuple[Array, Array]:
+    """Mean and rstd, which the forward kernel leaves at the beginning of its work, as arrays of their own."""
+    p = plan.frame
+    count = p.N * p.G
+    return p.in_shape(work[:count]).copy(), p.in_shape(work[count : 2 * count]).copy()
+
+
+def _gradients(plan: Plan, done: Any, weight: Any, bias: Any) -> tuple[Array, ...]:
+    """Dweight and dbias of a run."""
+    work, gradients, _ = done
+    if plan.direct:
+        half = plan.gradients // 2
+        return gradients[half:], gradients[:half]
+    return _in_shape(plan.frame, work, gradients, weight, bias)
+
+
+def _in_shape(p: Problem, work: Array, gradients: Array, weight: Any, bias: Any) -> tuple[Array, ...]:
+    """Dweight and dbias in the parameters' shapes and dtypes.
+
+    The kernel leaves the sums of dz and of dz * x_hat over all samples at the end of its work, and in the accumulator's
+    dtype in `gradients`; where parameters are those of samples, the sums of each (N, C) at the beginning of its work.
     """
-    if type(x) is not ndarray or not x.flags.aligned:
-        return None
-    if type(num_groups) is not int or type(channel_axis) is not int:
-        sizes = num_groups if type(num_groups) is tuple else (num_groups,)
-        if channel_axis is not ROWS or any(type(n) is not int for n in sizes):
-            return None
-    if activation is not None and type(activation) is not str:
-        return None
-    w_shape = w_dtype = b_shape = b_dtype = target = None
-    if weight is not None:
-        if type(weight) is not ndarray or not weight.flags.carray:
-            return None
-        w_shape, w_dtype = weight.shape, weight.dtype
-    if bias is not None:
-        if type(bias) is not ndarray or not bias.flags.carray:
-            return None
-        b_shape, b_dtype = bias.shape, bias.dtype
-    if out is not None:
-        if type(out) is not ndarray:
-            return None
-        flags = out.flags
-        if not flags.behaved:
-            return None
-        owned = flags.owndata
-        for other in (x, dy, weight, bias, *others):
-            # two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no
-            # base does not say so: extension types wrap memory without one.)
-            alone = other is None or (owned and other is not out and other.flags.owndata)
-            if not (alone or ((other is x or other is dy) and other is out)) and np.may_share_memory(out, other):
-                return None
-        target = out.shape, out.strides, out.dtype, out is x, out is dy
-    return (
-        kind, x.shape, x.strides, x.dtype, num_groups, channel_axis, activation, w_shape, w_dtype, b_shape, b_dtype,
-        target,
-    )  # fmt: skip
-
-
-def _given(parameter: Any, default: Array) -> Array:
-    """A parameter's values in the dtype of `default`, or `default` where it is not given."""
-    if parameter is None:
-        return default
-    if parameter.dtype != default.dtype:
-        with np.errstate(all="ignore"):
-            parameter = parameter.astype(default.dtype)
-    values: Array = parameter.reshape(-1)
-    return values
-
-
-def _plan(
-    kernel: Callable[..., None], p: Problem, share: dict[str, int], dims: Array, work: int, y: Array,
-    *parameters: Array | None,
-) -> Plan:  # fmt: skip
-    given, shared = [v for v in parameters if v is not None], p.parameter_shapes[0]
-    return Plan(
-        kernel, _maker(p), dims, p.eps, p.N, p.statistics_shape, shared, p.dtype.storage,
-        p.dtype.storage if p.result == p.x.dtype else p.result,
-        bool(p.x.flags.c_contiguous and y.flags.c_contiguous),
-        len(shared) == 1 and all(v.ndim == 1 and v.dtype == p.dtype.accumulator for v in given),
-        values_of(None, p, 1.0), values_of(None, p, 0.0), work, share["SLOTS"] * share["SLOT"], 2 * p.C,
-        launcher_of(share["PARALLEL"]),
-    )  # fmt: skip
-
-
-def _maker(p: Problem) -> Callable[[Array], Array]:
-    """What makes a new result for arrays like p.x."""
-    make: Callable[..., Array] = np.empty_like if p.size * p.result.itemsize < LEAST_BYTES else array_like
-    return make if p.result == p.x.dtype else partial(make, dtype=p.result)
-
-
-def _remember_padded(
-    key: tuple[Any, ...], direction: str, p: Problem, valid: Valid, y: Array, weight: Array | None, bias: Array | None,
-    **arrays: Array,
-) -> None:  # fmt: skip
-    """Remember a call with lengths or a mask, where a kernel can make its problems."""
-    made = padding_of(direction, p, valid, weight, bias, y, **arrays)
-    if made is not None:
-        kernel, share, dims, work, padding = made
-        _remember(key, _plan(kernel, p, share, dims, work, y, weight, bias)._replace(padding=padding))
-
-
-def _remember(key: tuple[Any, ...], plan: Plan) -> None:
-    if len(_plans) >= MOST_PLANS:
-        _plans.clear()
-    _plans[key] = plan
+    N, C, shared = p.N, p.C, p.parameter_shapes[0]
+    results = []
+    for row, given in ((1, weight), (0, bias)):
+        total = gradients[row * C : (row + 1) * C]
+        if given is not None and (given.shape != shared or given.dtype != total.dtype):
+            if given.shape != shared:
+                total = work[row * N * C : (row + 1) * N * C]
+            else:
+                total = work[work.size - 2 * C :][row * C : (row + 1) * C]
+            with np.errstate(all="ignore"):
+                total = total.astype(given.dtype.newbyteorder("="))
+        results.append(total.reshape(shared if given is None else given.shape))
+    return tuple(results)

@@ -61,6 +61,8 @@ ROW_PIECE, WHOLE_SAMPLE = 4096, 32768
 WORK = "UNITS", "PART", "PARTS", "SUMS", "RUN", "PIECES", "ROW", "DENSE", "PITCH", "SLOT"
 # Tables of scratch, each PITCH values for a task: see the kernels.
 FORWARD_TABLES_LAST, BACKWARD_TABLES_LAST, TABLES_FIRST = 5, 9, 2
+# The most that those take, channels first, for samples shorter than a vector with a single channel.
+SHORT_SLOT = TABLES_FIRST * 16
 
 
 @lru_cache(maxsize=1)

@@ -192,8 +192,9 @@ def write_rows(work, block, start, stop, centre, means):
             if own > 0:
                 write_one(row, i, own, up, gradient, act, 0)
                 i += own
-        if room >= i + width:  # there is no residual then, and no mask
+        if room >= i + width:  # there is no mask then
             dz, d = upstream(row, i, count - i, up, act)
+            store(row.dresidual, i, dz, count - i)
             store_result(row.y, i, keep(gradient_of(dz, d, gradient), count - i), None, past)
             i += width
         clear_run(row.y, i, room - i, past)

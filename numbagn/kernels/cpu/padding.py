@@ -1,6 +1,6 @@
 """What padded batches need besides their kernel: the table of each sample's problem, and zeros in the padding."""
 
-from ...arrays.dtypes import RESULT_KINDS
+from ...arrays.dtypes import STORED
 from ...shapes.geometry import CHANNELS_FIRST, FEW_POSITIONS, FIELD_COUNT, SPOT_0
 from ...shapes.schedule import backward_first_work, backward_last_work, first_work, last_work
 from ..callees import device, inlined
@@ -49,24 +49,25 @@ def begun(tables, q, model):
 
 
 @entry
-def lengths_kernel(backward, layout, itemsize, x_kind, sources):
+def lengths_kernel(layout, itemsize, sources):
     """Make the kernel that prepares a call of the forward or the backward kernel with `lengths`.
 
-    Of `per` positions for each of a length, those behind a sample's become zero in y. For the others `tables` gets a
-    problem for each sample that has any, from the problem of the whole batch in `dims`. It gives the number of
-    problems, or -1 where a length is out of range or a sample too short to be read where it lies: then nothing is done.
+    Of `per` positions for each of a length, those behind a sample's become zero in y, whose elements have `itemsize`
+    bytes. For the others `tables` gets a problem for each sample that has any, from the problem of the whole batch in
+    `dims`. It gives the number of problems, or -1 where a length is out of range or a sample too short to be read where
+    it lies: then nothing is done.
     """
-    y_kind = RESULT_KINDS[x_kind]
+    kind = STORED.index({2: "float16", 4: "float32", 8: "float64"}[itemsize])
     first = layout == CHANNELS_FIRST
     few = FEW_POSITIONS if first else 2
 
-    def padding(dims, lengths, per, tables, y, launcher):
+    def padding(dims, lengths, per, backward, tables, y, launcher):
         if sources == 0:
             return -1
-        batch, size, result = work_at(values(dims), 0), values(lengths), pointer(y, y_kind)
+        batch, size, result = work_at(values(dims), 0), values(lengths), pointer(y, kind)
         for n in range(batch.N):
             valid = size[n] * per
-            if size[n] < 0 or valid > batch.S or 0 < valid < min(few, batch.S):
+            if size[n] < 0 or valid > batch.S or valid == 1 or (batch.C > 1 and 0 < valid < min(few, batch.S)):
                 return -1
         problems, at = 0, 0
         for n in range(batch.N):
@@ -85,6 +86,7 @@ def lengths_kernel(backward, layout, itemsize, x_kind, sources):
                 else:
                     shares = last_work(1, batch.C, valid, itemsize, dense)
                 take_shares(own, shares)
+                own.slot = batch.slot
                 own.N, own.S, own.valid, own.sample, own.at = 1, valid, valid, n, at
                 own.room = batch.S if first and batch.C > 1 else 0
                 at += 2 * own.parts * (batch.C if backward else batch.G)
@@ -104,27 +106,29 @@ def lengths_kernel(backward, layout, itemsize, x_kind, sources):
 def masks_kernel(sources):
     """Make the kernel that prepares a call with a mask, of which `flags` has position after position of each sample.
 
-    `tables` gets a problem for each sample, from that of any of them in `model`; a problem has `sums` sums a part. It
-    gives the number of problems, or 0 if a sample has no valid position.
+    `tables` gets a problem for each sample that has a valid position, from that of any of them in `model`; a problem
+    has `sums` sums a part. It gives the number of problems.
     """
 
     def masks(model, flags, step, sums, tables):
         if sources == 0:
             return 0
-        one, mask = work_at(values(model), 0), mask_pointer(flags, 1)
-        for n in range(tables.shape[0]):
-            own, first, valid = begun(values(tables), n, one), n * one.mask_n, 0
+        one, mask, problems = work_at(values(model), 0), mask_pointer(flags, 1), 0
+        for n in range(one.batch):
+            first, valid = n * one.mask_n, 0
             for i in range(first, first + one.S * step, step):
                 valid += is_valid(mask, i)
             if valid == 0:
-                return 0
-            own.sample, own.at, own.valid = n, n * sums * one.parts, valid
+                continue
+            own = begun(values(tables), problems, one)
+            own.sample, own.at, own.valid = n, problems * sums * one.parts, valid
             # four positions spread over the sample, each the next that is valid
             for i in range(4):
                 position = one.S * (2 * i + 1) // 8
                 while not is_valid(mask, first + position * step):
                     position = position + 1 if position + 1 < one.S else 0
                 set_field(own, SPOT_0 + i, position)
-        return tables.shape[0]
+            problems += 1
+        return problems
 
     return masks

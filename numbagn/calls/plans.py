@@ -1,0 +1,148 @@
+"""Plans: what is the same for all calls of one kind, kept by what decides it (shapes, strides, dtypes, options)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+from .._process import at_fork
+from .checks import Problem
+from .operands import forget_shares
+from .padding import Lengths, Masks
+from .rows import ROWS
+
+__all__ = ["Plan", "Way", "forget_plans", "key_of", "planned", "remember"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Plans kept; a service of more kinds of calls than that forgets all and begins anew.
+MOST_PLANS = 1024
+
+
+class Way(NamedTuple):
+    """One way to run a plan: it decides how long that takes, and no bit of what it gives."""
+
+    kernel: Callable[..., None]
+    dims: Array  # the kernel's integers, those of `geometry.FIELDS` for each problem
+    launcher: int  # what kernels share out their tasks by; 0: by nothing, one thread runs them all
+    scratch: int  # values that tasks work on
+
+
+class Plan(NamedTuple):
+    """What is the same for all calls of one kind."""
+
+    way: Way
+    frame: Problem  # what is normalized, without x: a plan keeps no array that came
+    like: Callable[..., Array]  # makes a result like x
+    storages: tuple[np.dtype[Any] | None, ...]  # of the arrays, as the kernel takes them
+    plain: bool  # all arrays lie in memory in the order of their axes
+    direct: bool  # the kernel takes the parameters as they are
+    weight: Array  # stand for parameters that are not given
+    bias: Array
+    eps: float
+    work: int  # sizes of what is allocated for each call
+    gradients: int
+    per_sample: bool  # whether a gradient of a parameter is asked for of each sample
+    padding: Lengths | Masks | None
+
+
+# -------------------------------------------------------------------------------------------------- those that are kept
+
+
+_plans: dict[tuple[Any, ...], Plan] = {}
+
+
+def planned(key: tuple[Any, ...] | None) -> Plan | None:
+    """The plan of that key, if there is one."""
+    return None if key is None else _plans.get(key)
+
+
+def remember(key: tuple[Any, ...], plan: Plan) -> None:
+    """Keep a plan for the next calls of that key."""
+    if len(_plans) >= MOST_PLANS:
+        _plans.clear()
+    _plans[key] = plan
+
+
+def forget_plans() -> None:
+    """Forget all plans, for those who change a threshold."""
+    _plans.clear()
+    forget_shares()
+
+
+at_fork(after_in_child=forget_plans)  # there the number of threads may be another
+
+
+def key_of(
+    kind: tuple[Any, ...],
+    options: tuple[Any, Any, Any],
+    x: Array,
+    parameters: tuple[Any, Any],
+    operands: tuple[Any, ...],
+    out: Array | None,
+) -> tuple[Any, ...] | None:
+    """What a plan depends on, or None where arrays must be looked at first.
+
+    kind: what tells directions apart and eps, whether there are no lengths, no mask. options: number of groups, channel
+    axis, activation. operands: what is beside x, arrays or None. Types are checked where values of another type would
+    be equal (4.0, True).
+    """
+    if not x.flags.aligned or kind[0] is None or not (kind[1] or kind[2]):
+        return None
+    num_groups, channel_axis, activation = options
+    if type(num_groups) is not int or type(channel_axis) is not int:
+        options = _plain_options(num_groups, channel_axis, activation)
+        if options is None:
+            return None
+    if activation is not None and type(activation) is not str:
+        return None
+    of_parameters = _NO_PARAMETERS
+    if parameters[0] is not None or parameters[1] is not None:
+        of_parameters = ()
+        for value in parameters:
+            if value is None:
+                of_parameters += (None,)
+            elif type(value) is ndarray and value.flags.carray:
+                of_parameters += value.shape, value.dtype
+            else:
+                return None
+    of_operands: tuple[Any, ...] = ()
+    for value in operands:
+        if value is None:
+            of_operands += (None,)
+        elif type(value) is ndarray and value.flags.aligned:
+            of_operands += value.shape, value.strides, value.dtype
+        else:
+            return None
+    target: tuple[Any, ...] | None = None
+    if out is not None:
+        if not out.flags.behaved:
+            return None
+        owned = out.flags.owndata
+        target = out.shape, out.strides, out.dtype
+        for other in (x, *operands, *parameters):
+            if other is None:
+                continue
+            if other is out:
+                target += (True,)
+                continue
+            target += (False,)
+            # two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no
+            # base does not say so: extension types wrap memory without one.)
+            if not (owned and other.flags.owndata) and np.may_share_memory(out, other):
+                return None
+    return kind, options, x.shape, x.strides, x.dtype, of_parameters, of_operands, target
+
+
+_NO_PARAMETERS: tuple[Any, ...] = (None, None)
+
+
+def _plain_options(num_groups: Any, channel_axis: Any, activation: Any) -> Any:
+    """The options with plain integers, or None where they are none, or need checks."""
+    if channel_axis is ROWS:
+        sizes = num_groups if type(num_groups) is tuple else (num_groups,)
+        return None if any(type(n) is not int for n in sizes) else (num_groups, ROWS, activation)
+    if all(type(n) is int or isinstance(n, np.integer) for n in (num_groups, channel_axis)):
+        return int(num_groups), int(channel_axis), activation
+    return None
