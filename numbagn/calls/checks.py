@@ -65,6 +65,11 @@ class Problem(NamedTuple):
         """A mean or rstd as the kernels leave it, in its own shape."""
         return values.reshape(self.statistics_shape)
 
+    @property
+    def groups(self) -> tuple[int, ...] | None:
+        """That shape, if the values lie in memory in the order of its axes."""
+        return self.statistics_shape
+
     def steps(self, array: np.ndarray) -> tuple[int, int] | None:
         """Elements from sample to sample and from row to row of `array`; None where its memory is not laid out so."""
         return steps_in(array.shape, array.strides, array.itemsize, self.channel_axis, self.order, self.layout)

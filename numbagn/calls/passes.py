@@ -5,6 +5,7 @@ that are no problem of the batch's kernel become calls of their own, and what ne
 """
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def forward(given: tuple[Any, ...], with_statistics: bool) -> tuple[Any, Any, An
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(forward, Forward._make(given), with_statistics)
     kind = (eps if type(eps) is float else _number(eps)), lengths is None, mask is None
-    key = key_of(kind, (num_groups, channel_axis, activation), x, (weight, bias), (skip, residual), out)
+    operands = () if skip is None and residual is None else (skip, residual)
+    key = key_of(kind, (num_groups, channel_axis, activation), x, (weight, bias), operands, out)
     plan = planned(key)
     if plan is not None:
         y = plan.like(x) if out is None else out
@@ -81,7 +83,9 @@ def backward(given: tuple[Any, ...]) -> tuple[Any, ...]:
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(backward, Backward._make(given), public="group_norm_backward and the backward of layers")
     kind = "backward", lengths is None, mask is None
-    operands = skip, residual, dy, mean, rstd
+    operands: tuple[Any, ...] = dy, mean, rstd
+    if skip is not None or residual is not None:
+        operands += skip, residual
     key = key_of(kind, (num_groups, channel_axis, activation), x, (weight, bias), operands, out)
     plan = planned(key)
     if plan is not None:
@@ -190,9 +194,13 @@ def _remember(key: Any, plan: Plan, valid: Valid | None, *parameters: Array | No
 
 def _statistics(plan: Plan, work: Array) -> tuple[Array, Array]:
     """Mean and rstd, which the forward kernel leaves at the beginning of its work, as arrays of their own."""
-    p = plan.frame
-    count = p.N * p.G
-    return p.in_shape(work[:count]).copy(), p.in_shape(work[count : 2 * count]).copy()
+    shape = plan.groups
+    if shape is None:
+        p = plan.frame
+        count = p.N * p.G
+        return p.in_shape(work[:count]).copy(), p.in_shape(work[count : 2 * count]).copy()
+    count = prod(shape)
+    return work[:count].reshape(shape).copy(), work[count : 2 * count].reshape(shape).copy()
 
 
 def _gradients(plan: Plan, done: Any, weight: Any, bias: Any) -> tuple[Array, ...]:

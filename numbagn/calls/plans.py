@@ -33,29 +33,26 @@ class Plan(NamedTuple):
     """What is the same for all calls of one kind."""
 
     way: Way
-    frame: Problem  # what is normalized, without x: a plan keeps no array that came
-    like: Callable[..., Array]  # makes a result like x
-    storages: tuple[np.dtype[Any] | None, ...]  # of the arrays, as the kernel takes them
     plain: bool  # all arrays lie in memory in the order of their axes
     direct: bool  # the kernel takes the parameters as they are
     weight: Array  # stand for parameters that are not given
     bias: Array
-    eps: float
     work: int  # sizes of what is allocated for each call
     gradients: int
-    per_sample: bool  # whether a gradient of a parameter is asked for of each sample
     padding: Lengths | Masks | None
+    storages: tuple[np.dtype[Any] | None, ...]  # of the arrays, as the kernel takes them
+    like: Callable[..., Array]  # makes a result like x
+    eps: float
+    groups: tuple[int, ...] | None  # the shape of mean and rstd, if they lie in memory in the order of their axes
+    per_sample: bool  # whether a gradient of a parameter is asked for of each sample
+    frame: Problem  # what is normalized, without x: a plan keeps no array that came
 
 
 # -------------------------------------------------------------------------------------------------- those that are kept
 
 
-_plans: dict[tuple[Any, ...], Plan] = {}
-
-
-def planned(key: tuple[Any, ...] | None) -> Plan | None:
-    """The plan of that key, if there is one."""
-    return None if key is None else _plans.get(key)
+_plans: dict[Any, Plan] = {}
+planned = _plans.get  # by a key; None, which is no key, has no plan
 
 
 def remember(key: tuple[Any, ...], plan: Plan) -> None:
@@ -97,45 +94,44 @@ def key_of(
             return None
     if activation is not None and type(activation) is not str:
         return None
-    of_parameters = _NO_PARAMETERS
-    if parameters[0] is not None or parameters[1] is not None:
-        of_parameters = ()
-        for value in parameters:
-            if value is None:
-                of_parameters += (None,)
-            elif type(value) is ndarray and value.flags.carray:
-                of_parameters += value.shape, value.dtype
-            else:
-                return None
-    of_operands: tuple[Any, ...] = ()
+    beside: tuple[Any, ...] = _NOTHING
     for value in operands:
         if value is None:
-            of_operands += (None,)
+            beside += _NOTHING
         elif type(value) is ndarray and value.flags.aligned:
-            of_operands += value.shape, value.strides, value.dtype
+            beside += value.shape, value.strides, value.dtype
         else:
             return None
-    target: tuple[Any, ...] | None = None
-    if out is not None:
-        if not out.flags.behaved:
+    weight, bias = parameters
+    w_shape = w_dtype = b_shape = b_dtype = target = None
+    if weight is not None:
+        if type(weight) is not ndarray or not weight.flags.carray:
             return None
-        owned = out.flags.owndata
-        target = out.shape, out.strides, out.dtype
-        for other in (x, *operands, *parameters):
+        w_shape, w_dtype = weight.shape, weight.dtype
+    if bias is not None:
+        if type(bias) is not ndarray or not bias.flags.carray:
+            return None
+        b_shape, b_dtype = bias.shape, bias.dtype
+    if out is not None:
+        flags = out.flags
+        if not flags.behaved:
+            return None
+        owned, place, same = flags.owndata, 0, 0
+        for other in (x, weight, bias, *operands):
+            place += 1
             if other is None:
                 continue
             if other is out:
-                target += (True,)
-                continue
-            target += (False,)
+                same |= 1 << place
             # two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no
             # base does not say so: extension types wrap memory without one.)
-            if not (owned and other.flags.owndata) and np.may_share_memory(out, other):
+            elif not (owned and other.flags.owndata) and np.may_share_memory(out, other):
                 return None
-    return kind, options, x.shape, x.strides, x.dtype, of_parameters, of_operands, target
+        target = out.shape, out.strides, out.dtype, same
+    return kind, options, x.shape, x.strides, x.dtype, w_shape, w_dtype, b_shape, b_dtype, beside, target
 
 
-_NO_PARAMETERS: tuple[Any, ...] = (None, None)
+_NOTHING: tuple[Any, ...] = (None,)
 
 
 def _plain_options(num_groups: Any, channel_axis: Any, activation: Any) -> Any:

@@ -50,6 +50,10 @@ class Rows(Problem):
     def in_order(self, statistic: np.ndarray) -> np.ndarray:
         return statistic if self.order == tuple(range(len(self.order))) else statistic.transpose(self.order)
 
+    @property
+    def groups(self) -> tuple[int, ...] | None:
+        return self.statistics_shape if self.order == tuple(range(len(self.order))) else None
+
     def in_shape(self, values: np.ndarray) -> np.ndarray:
         in_order = values.reshape([self.shape[a] for a in self.order])
         return in_order.transpose(np.argsort(self.order)) if self.order else in_order

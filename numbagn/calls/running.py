@@ -73,6 +73,7 @@ def plan_of(
         eps=p.eps,
         work=work,
         gradients=0 if forward else 2 * p.C,
+        groups=p.groups,
         per_sample=per_sample,
         padding=padding,
     )
@@ -91,9 +92,9 @@ def run(
     arrays: those of `Arrays`. statistics: eps, or in the backward pass mean and rstd. positions: lengths or a mask.
     work: what the kernel works on, where it is to find something there.
     """
-    kernel, dims, launcher, scratch = plan.way
+    (kernel, dims, launcher, scratch), plain, direct, no_weight, no_bias, size, sums, padding, _, _, _, _, _, _ = plan
     x, skip, residual, dy, y, dresidual = arrays
-    if plan.plain:
+    if plain:
         x, y = x.reshape(-1), y.reshape(-1)
         if dy is not None:
             dy = dy.reshape(-1)
@@ -107,26 +108,25 @@ def run(
         flats = [None if s is None else flat(a, s) for a, s in zip(arrays, plan.storages, strict=True)]
         x, skip, residual, dy, y, dresidual = flats
     weight, bias = parameters
-    weight = plan.weight if weight is None else weight if plan.direct else _converted(weight, plan.weight)
-    bias = plan.bias if bias is None else bias if plan.direct else _converted(bias, plan.bias)
-    parameters = weight, bias
-    work = np.empty(plan.work) if work is None else work
-    gradients = np.empty(plan.gradients, plan.weight.dtype) if plan.gradients else None
-    if plan.padding is None:
-        slots = np.empty(scratch, plan.weight.dtype) if scratch else plan.weight
-        full = x, skip, residual, dy, y, dresidual, None
-        kernel(dims, statistics, full, parameters, (work, gradients, slots), launcher)
+    weight = no_weight if weight is None else weight if direct else _converted(weight, no_weight)
+    bias = no_bias if bias is None else bias if direct else _converted(bias, no_bias)
+    work = np.empty(size) if work is None else work
+    gradients = np.empty(sums, no_weight.dtype) if sums else None
+    if padding is None:
+        slots = np.empty(scratch, no_weight.dtype) if scratch else no_weight
+        lines = x, skip, residual, dy, y, dresidual, None
+        kernel(dims, statistics, lines, (weight, bias), (work, gradients, slots), launcher)
         return work, gradients, dims
-    found = plan.padding.problems(dims, positions, y, work, launcher)
+    found = padding.problems(dims, positions, y, work, launcher)
     if found is None:
         return None
     problems, mask = found
-    runs = plan.padding.together.runs(problems, launcher, scratch)
+    runs = padding.together.runs(problems, launcher, scratch)
     for some, share, size in runs:
-        slots = np.empty(size, plan.weight.dtype) if size else plan.weight
-        lines = x, skip, residual, dy, y, dresidual, mask
-        kernel(some, statistics, lines, parameters, (work, gradients, slots), share)
-    plan.padding.clear(arrays[4], arrays[5], problems, positions)
+        slots = np.empty(size, no_weight.dtype) if size else no_weight
+        masked = x, skip, residual, dy, y, dresidual, mask
+        kernel(some, statistics, masked, (weight, bias), (work, gradients, slots), share)
+    padding.clear(arrays[4], arrays[5], problems, positions)
     if gradients is not None and (plan.per_sample or len(runs) != 1):
         work, gradients = _gathered(plan, work, problems)
     return work, gradients, problems
