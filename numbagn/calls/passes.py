@@ -36,12 +36,13 @@ def forward(given: tuple[Any, ...], with_statistics: bool) -> tuple[Any, Any, An
         return in_kind(forward, Forward._make(given), with_statistics)
     kind = (eps if type(eps) is float else _number(eps)), lengths is None, mask is None
     operands = () if skip is None and residual is None else (skip, residual)
-    key = key_of(kind, (num_groups, channel_axis, activation), x, (weight, bias), operands, out)
+    parameters = weight, bias
+    key = key_of(kind, (num_groups, channel_axis, activation), x, operands, parameters, out)
     plan = planned(key)
     if plan is not None:
         y = plan.like(x) if out is None else out
         positions = mask if lengths is None else lengths
-        done = run(plan, (x, skip, residual, None, y, None), (weight, bias), plan.eps, positions)
+        done = run(plan, (x, skip, residual, None, y, None), parameters, plan.eps, positions)
         if done is not None:
             return (y, *_statistics(plan, done[0])) if with_statistics else (y, None, None)
     return _first_forward(Forward._make(given), key)
@@ -83,10 +84,9 @@ def backward(given: tuple[Any, ...]) -> tuple[Any, ...]:
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(backward, Backward._make(given), public="group_norm_backward and the backward of layers")
     kind = "backward", lengths is None, mask is None
-    operands: tuple[Any, ...] = dy, mean, rstd
-    if skip is not None or residual is not None:
-        operands += skip, residual
-    key = key_of(kind, (num_groups, channel_axis, activation), x, (weight, bias), operands, out)
+    operands = (dy,) if skip is None and residual is None else (dy, skip, residual)
+    parameters = weight, bias, mean, rstd
+    key = key_of(kind, (num_groups, channel_axis, activation), x, operands, parameters, out)
     plan = planned(key)
     if plan is not None:
         dx, positions = plan.like(x) if out is None else out, mask if lengths is None else lengths

@@ -75,15 +75,15 @@ def key_of(
     kind: tuple[Any, ...],
     options: tuple[Any, Any, Any],
     x: Array,
-    parameters: tuple[Any, Any],
     operands: tuple[Any, ...],
+    parameters: tuple[Any, ...],
     out: Array | None,
 ) -> tuple[Any, ...] | None:
     """What a plan depends on, or None where arrays must be looked at first.
 
     kind: what tells directions apart and eps, whether there are no lengths, no mask. options: number of groups, channel
-    axis, activation. operands: what is beside x, arrays or None. Types are checked where values of another type would
-    be equal (4.0, True).
+    axis, activation. operands: what is of x's shape beside it. parameters: weight, bias, and statistics that are given.
+    Types are checked where values of another type would be equal (4.0, True).
     """
     if not x.flags.aligned or kind[0] is None or not (kind[1] or kind[2]):
         return None
@@ -94,7 +94,7 @@ def key_of(
             return None
     if activation is not None and type(activation) is not str:
         return None
-    beside: tuple[Any, ...] = _NOTHING
+    beside: tuple[Any, ...] = ()
     for value in operands:
         if value is None:
             beside += _NOTHING
@@ -102,33 +102,27 @@ def key_of(
             beside += value.shape, value.strides, value.dtype
         else:
             return None
-    weight, bias = parameters
-    w_shape = w_dtype = b_shape = b_dtype = target = None
-    if weight is not None:
-        if type(weight) is not ndarray or not weight.flags.carray:
+    for value in parameters:
+        if value is None:
+            beside += _NOTHING
+        elif type(value) is ndarray and value is not out and value.flags.carray:
+            beside += value.shape, value.dtype
+        else:
             return None
-        w_shape, w_dtype = weight.shape, weight.dtype
-    if bias is not None:
-        if type(bias) is not ndarray or not bias.flags.carray:
-            return None
-        b_shape, b_dtype = bias.shape, bias.dtype
+    target = None
     if out is not None:
         flags = out.flags
         if not flags.behaved:
             return None
-        owned, place, same = flags.owndata, 0, 0
-        for other in (x, weight, bias, *operands):
-            place += 1
-            if other is None:
-                continue
-            if other is out:
-                same |= 1 << place
+        owned = flags.owndata
+        for other in (x, *operands, *parameters):
             # two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no
             # base does not say so: extension types wrap memory without one.)
-            elif not (owned and other.flags.owndata) and np.may_share_memory(out, other):
+            apart = other is None or other is out or (owned and other.flags.owndata)
+            if not apart and np.may_share_memory(out, other):
                 return None
-        target = out.shape, out.strides, out.dtype, same
-    return kind, options, x.shape, x.strides, x.dtype, w_shape, w_dtype, b_shape, b_dtype, beside, target
+        target = out.shape, out.strides, out.dtype, out is x, *[out is other for other in operands]
+    return kind, options, x.shape, x.strides, x.dtype, beside, target
 
 
 _NOTHING: tuple[Any, ...] = (None,)
