@@ -34,7 +34,9 @@ def forward(given: tuple[Any, ...], with_statistics: bool) -> tuple[Any, Any, An
     x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out = given
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(forward, Forward._make(given), with_statistics)
-    kind = (eps if type(eps) is float else _number(eps)), lengths is None, mask is None
+    kind: Any = eps if type(eps) is float else _number(eps)
+    if lengths is not None or mask is not None:
+        kind = _padded(kind, lengths, mask)
     operands = () if skip is None and residual is None else (skip, residual)
     parameters = weight, bias
     key = key_of(kind, (num_groups, channel_axis, activation), x, operands, parameters, out)
@@ -83,7 +85,9 @@ def backward(given: tuple[Any, ...]) -> tuple[Any, ...]:
     dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out = given
     if type(x) is not ndarray or (out is not None and type(out) is not ndarray):
         return in_kind(backward, Backward._make(given), public="group_norm_backward and the backward of layers")
-    kind = "backward", lengths is None, mask is None
+    kind: Any = "backward"
+    if lengths is not None or mask is not None:
+        kind = _padded(kind, lengths, mask)
     operands = (dy,) if skip is None and residual is None else (dy, skip, residual)
     parameters = weight, bias, mean, rstd
     key = key_of(kind, (num_groups, channel_axis, activation), x, operands, parameters, out)
@@ -91,7 +95,7 @@ def backward(given: tuple[Any, ...]) -> tuple[Any, ...]:
     if plan is not None:
         dx, positions = plan.like(x) if out is None else out, mask if lengths is None else lengths
         dresidual = None if residual is None else plan.frame.empty(residual.dtype)
-        statistics = mean.reshape(-1), rstd.reshape(-1)
+        statistics = mean.ravel(), rstd.ravel()
         done = run(plan, (x, skip, residual, dy, dx, dresidual), (weight, bias), statistics, positions)
         if done is not None:
             gradients = _gradients(plan, done, weight, bias)
@@ -168,6 +172,11 @@ def _number(eps: Any) -> float | None:
         except OverflowError:
             return None
     return None
+
+
+def _padded(kind: Any, lengths: Any, mask: Any) -> Any:
+    """The kind of a call with lengths or a mask; None, which no plan has, for one with both."""
+    return None if kind is None or (lengths is not None and mask is not None) else (kind, lengths is None)
 
 
 def samples_apart(

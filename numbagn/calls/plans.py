@@ -72,7 +72,7 @@ at_fork(after_in_child=forget_plans)  # there the number of threads may be anoth
 
 
 def key_of(
-    kind: tuple[Any, ...],
+    kind: Any,
     options: tuple[Any, Any, Any],
     x: Array,
     operands: tuple[Any, ...],
@@ -81,11 +81,11 @@ def key_of(
 ) -> tuple[Any, ...] | None:
     """What a plan depends on, or None where arrays must be looked at first.
 
-    kind: what tells directions apart and eps, whether there are no lengths, no mask. options: number of groups, channel
-    axis, activation. operands: what is of x's shape beside it. parameters: weight, bias, and statistics that are given.
-    Types are checked where values of another type would be equal (4.0, True).
+    kind: what tells directions and eps apart, and what is padded; None where that must be looked at. options: number of
+    groups, channel axis, activation. operands: what is of x's shape beside it. parameters: weight, bias, and statistics
+    that are given. Types are checked where values of another type would be equal (4.0, True).
     """
-    if not x.flags.aligned or kind[0] is None or not (kind[1] or kind[2]):
+    if kind is None or not x.flags.aligned:
         return None
     num_groups, channel_axis, activation = options
     if type(num_groups) is not int or type(channel_axis) is not int:
@@ -94,35 +94,35 @@ def key_of(
             return None
     if activation is not None and type(activation) is not str:
         return None
-    beside: tuple[Any, ...] = ()
+    shapes: tuple[Any, ...] = ()
     for value in operands:
         if value is None:
-            beside += _NOTHING
+            shapes += _NOTHING
         elif type(value) is ndarray and value.flags.aligned:
-            beside += value.shape, value.strides, value.dtype
+            shapes += value.shape, value.strides, value.dtype
         else:
             return None
     for value in parameters:
         if value is None:
-            beside += _NOTHING
+            shapes += _NOTHING
         elif type(value) is ndarray and value is not out and value.flags.carray:
-            beside += value.shape, value.dtype
+            shapes += value.shape, value.dtype
         else:
             return None
-    target = None
-    if out is not None:
-        flags = out.flags
-        if not flags.behaved:
+    if out is None:
+        return kind, options, x.shape, x.strides, x.dtype, shapes
+    flags = out.flags
+    if not flags.behaved:
+        return None
+    owned, same = flags.owndata, out is x
+    for other in (x, *operands, *parameters):
+        # two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no base
+        # does not say so: extension types wrap memory without one.)
+        apart = other is None or other is out or (owned and other.flags.owndata)
+        if not apart and np.may_share_memory(out, other):
             return None
-        owned = flags.owndata
-        for other in (x, *operands, *parameters):
-            # two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no
-            # base does not say so: extension types wrap memory without one.)
-            apart = other is None or other is out or (owned and other.flags.owndata)
-            if not apart and np.may_share_memory(out, other):
-                return None
-        target = out.shape, out.strides, out.dtype, out is x, *[out is other for other in operands]
-    return kind, options, x.shape, x.strides, x.dtype, beside, target
+    places = same if not operands else (same, *[out is other for other in operands])
+    return kind, options, x.shape, x.strides, x.dtype, shapes, out.shape, out.strides, out.dtype, places
 
 
 _NOTHING: tuple[Any, ...] = (None,)

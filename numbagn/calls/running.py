@@ -94,16 +94,16 @@ def run(
     """
     (kernel, dims, launcher, scratch), plain, direct, no_weight, no_bias, size, sums, padding, _, _, _, _, _, _ = plan
     x, skip, residual, dy, y, dresidual = arrays
-    if plain:
-        x, y = x.reshape(-1), y.reshape(-1)
+    if plain:  # views, as all of them are contiguous; ravel takes 55 ns, reshape 200
+        x, y = x.ravel(), y.ravel()
         if dy is not None:
-            dy = dy.reshape(-1)
+            dy = dy.ravel()
         if skip is not None:
-            skip = skip.reshape(-1)
+            skip = skip.ravel()
         if residual is not None:
-            residual = residual.reshape(-1)
+            residual = residual.ravel()
         if dresidual is not None:
-            dresidual = dresidual.reshape(-1)
+            dresidual = dresidual.ravel()
     else:
         flats = [None if s is None else flat(a, s) for a, s in zip(arrays, plan.storages, strict=True)]
         x, skip, residual, dy, y, dresidual = flats
