@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from numbagn.command.bench.cases import CASE_NAMES, case_named, variant_named
-from numbagn.command.bench.entry import Entry, Skip
 from numbagn.command.bench.peers import PEERS, Peer, entries_of
 from numbagn.command.bench.results import provenance, write
-from numbagn.command.bench.task import EPS, Task, make_task
+from numbagn.command.bench.task import EPS, Entry, Skip, Task, make_task
 
 from . import RESULTS
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from numbagn.command.bench.entry import Skip
 from numbagn.command.bench.machine import environment_of
 from numbagn.command.bench.results import provenance, write
+from numbagn.command.bench.task import Skip
 
 from . import RESULTS
 from .network import NORMS, Descent, Network

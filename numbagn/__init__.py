@@ -2,7 +2,7 @@
 
 from . import reference
 from .command.warmup import warmup
-from .derivatives.functions import group_norm_double_backward, group_norm_jvp
+from .derivatives.public import group_norm_double_backward, group_norm_jvp
 from .functional import group_norm, group_norm_backward, group_norm_forward, instance_norm, layer_norm
 from .layers.norms import GroupNorm, InstanceNorm, LayerNorm
 from .moments import Moments, group_moments, normalize

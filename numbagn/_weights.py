@@ -1,7 +1,5 @@
 """Weights and biases by name: out of a mapping, an .npz archive or a .safetensors file. Pickles are never read."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 import zlib
@@ -9,28 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# The spellings in use: PyTorch, MLX and ONNX Runtime; Flax and ONNX; Keras and the papers.
+# The prefix of a layer is what stands before its parameters' names, separator included: "down.0.norm1.". The spellings
+# of these names are those of PyTorch, MLX and ONNX Runtime; of Flax and ONNX; of Keras and the papers.
 SPELLINGS = (("weight", "bias"), ("scale", "bias"), ("gamma", "beta"))
 _LEAVES = tuple(dict.fromkeys(leaf for pair in SPELLINGS for leaf in pair))
 _ALLOWED = "weight/bias, scale/bias or gamma/beta"
 
 
 def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Any]:
-    """
-    Read one layer's parameters from a file.
-
-    Parameters
-    ----------
-    path : path
-        An ``.npz`` or ``.safetensors`` file.
-    prefix : str, optional
-        What stands before the parameters' names, separator included: ``"down.0.norm1."``.
-
-    Returns
-    -------
-    dict
-        ``{"weight": array or None, "bias": array or None}``, at least one of them an array.
-    """
+    """Read one layer's "weight" and "bias" from a file; one of them may be None, not both."""
     arrays = load_file(path, prefix)
     try:
         weight, bias = find_parameters(arrays, prefix)
@@ -40,20 +25,10 @@ def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, An
 
 
 def load_file(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Any]:
-    """
-    Read the arrays of a weight file and close it.
+    """Read the arrays of an ``.npz`` archive or a ``.safetensors`` file by name, and close it.
 
-    Parameters
-    ----------
-    path : path
-        An ``.npz`` archive (read without pickle) or a ``.safetensors`` file (read through the `safetensors` package).
-    prefix : str, optional
-        Read only the arrays whose names start with it: one layer of a large file. Where there are none, the error
-        tells which prefixes there are.
-
-    Returns
-    -------
-    dict of str to ndarray
+    Only those whose names start with the prefix are read: one layer of a large file. Where there are none, the error
+    tells which prefixes there are.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -65,26 +40,10 @@ def load_file(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Any]:
 
 
 def find_parameters(mapping: Mapping[str, Any], prefix: str = "") -> tuple[Any, Any]:
-    """
-    Find a layer's weight and bias in a mapping of names to arrays.
+    """Find a layer's weight and bias in a mapping, as they stand there; one of them may be None, not both.
 
-    Parameters
-    ----------
-    mapping : mapping of str to array
-        For example a state dict; `entries` says what it may look like. Names outside the layer are passed over.
-    prefix : str, optional
-        What stands before the parameters' names, separator included: ``"down.0.norm1."``.
-
-    Returns
-    -------
-    weight, bias : array or None
-        As they stand in `mapping`; at least one is not None. Known names are weight/bias, scale/bias and gamma/beta.
-
-    Raises
-    ------
-    ValueError
-        No known name stands under `prefix`, or the names belong to more than one spelling, so that it is not clear
-        which to take.
+    Names that do not start with the prefix are passed over. A ValueError where no known name does, or where the names
+    belong to more than one spelling, so that it is not clear which to take.
     """
     given = entries(mapping, prefix)
     present = [leaf for leaf in _LEAVES if leaf in given]
@@ -98,26 +57,10 @@ def find_parameters(mapping: Mapping[str, Any], prefix: str = "") -> tuple[Any, 
 
 
 def entries(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """
-    Give what stands under a prefix, by the rest of its name.
+    """Give what stands under a prefix, by the rest of its name; a ValueError where two have the same.
 
-    Parameters
-    ----------
-    mapping : mapping of str to array
-        Mappings in it, as Flax nests them, are read as names joined by "/"; TensorFlow's ":0" at the end of a name is
-        passed over.
-    prefix : str, optional
-        What stands before the names, separator included. Values elsewhere are not even looked at: an archive reads them
-        from its file.
-
-    Returns
-    -------
-    dict of str to array
-
-    Raises
-    ------
-    ValueError
-        Two entries come out with the same name.
+    Mappings in the mapping, as Flax nests them, are read as names joined by "/"; TensorFlow's ":0" at the end of a name
+    is passed over. Values elsewhere are not even looked at: an archive reads them from its file.
     """
     found: dict[str, Any] = {}
     for name, value in _walk(mapping, prefix):

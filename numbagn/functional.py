@@ -1,4 +1,4 @@
-"""The public functions: what they take, give and promise. How a call runs stands in `_calls`."""
+"""The public functions: what they take, give and promise. How a call runs stands in `calls.passes`."""
 
 from typing import Any
 
@@ -101,11 +101,8 @@ def group_norm(
     >>> numbagn.group_norm(x, 2)[0, 0].round(3)
     array([-1.528, -1.091, -0.655, -0.218], dtype=float32)
     """
-    y: Any
-    y, _, _ = forward(
-        (x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out), False
-    )
-    return y
+    given = x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
+    return forward(given, False)[0]
 
 
 def group_norm_forward(
@@ -143,9 +140,8 @@ def group_norm_forward(
     TypeError, ValueError
         As `group_norm`.
     """
-    return forward(
-        (x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out), True
-    )
+    given = x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
+    return forward(given, True)
 
 
 def group_norm_backward(
@@ -201,9 +197,8 @@ def group_norm_backward(
     eps below 1e-76, dx is no number of their dtypes unless what it is made of cancels. The bits of dx, of dresidual and
     of (N, C) gradients do not depend on the batch, none depend on the threads.
     """
-    return backward(
-        (dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out)
-    )
+    given = dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out
+    return backward(given)
 
 
 def instance_norm(
@@ -258,11 +253,8 @@ def instance_norm(
         channels = x.shape[channel_axis]
     except (AttributeError, IndexError, TypeError):
         channels = 1  # the call tells what is wrong
-    y: Any
-    y, _, _ = forward(
-        (x, channels or 1, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out), False
-    )
-    return y
+    given = x, channels or 1, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
+    return forward(given, False)[0]
 
 
 def layer_norm(
@@ -328,7 +320,5 @@ def layer_norm(
     >>> numbagn.layer_norm(x, 4)[2].round(3)
     array([-1.342, -0.447,  0.447,  1.342], dtype=float32)
     """
-    y: Any
     given = x, normalized_shape, weight, bias, eps, ROWS, activation, skip, residual, None, None, out
-    y, _, _ = forward(given, False)
-    return y
+    return forward(given, False)[0]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["RESULT_KINDS", "ROWS", "STORED", "Dtype", "dtype_row", "supported"]
+__all__ = ["RESULT_KINDS", "ROWS", "STORED", "Dtype", "dtype_named", "dtype_row", "supported"]
 
 
 class Dtype(NamedTuple):
@@ -45,12 +45,22 @@ _BY_DTYPE = {np.dtype(row.name): row for row in ROWS if row.name != "bfloat16"}
 def dtype_row(dtype: np.dtype, integers: bool = False) -> Dtype | None:
     """The row of a native dtype, or None: one of the floats', or of the integers' too.
 
-    ml_dtypes' bfloat16 is known by its name; ml_dtypes is never imported.
+    ml_dtypes' bfloat16 is known by its name; ml_dtypes is not imported for it.
     """
     row = _BY_DTYPE.get(dtype)
     if row is None and dtype.name == "bfloat16" and dtype.itemsize == 2:
         row = _BY_DTYPE[dtype] = ROWS[STORED.index("bfloat16")]
     return row if integers or row is None or row.result == row.name else None
+
+
+def dtype_named(name: str) -> np.dtype:
+    """NumPy's dtype of this name; ImportError for bfloat16 where ml_dtypes, which has it, is not installed."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    dtype: np.dtype = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def supported(integers: bool = False) -> str:

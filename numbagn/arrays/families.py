@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from .dtypes import Dtype, dtype_row, supported
+from .dtypes import Dtype, dtype_named, dtype_row, supported
 
 __all__ = [
     "as_array", "bfloat16", "detached", "fitting", "flat", "float_row", "hint", "in_kind", "in_memory",
@@ -78,11 +78,9 @@ def _torch_written(out: Any) -> None:
 
 def bfloat16(name: str) -> np.dtype:
     try:
-        from ml_dtypes import bfloat16 as kind
+        return dtype_named("bfloat16")
     except ImportError:
         raise TypeError(f"{name} must not be bfloat16 without ml_dtypes: pip install 'numbagn[bf16]'") from None
-    dtype: np.dtype = np.dtype(kind)
-    return dtype
 
 
 # ------------------------------------------------------------------------------------------------------------------ JAX

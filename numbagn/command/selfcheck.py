@@ -1,7 +1,5 @@
 """The self-check behind `python -m numbagn`: what is installed, is it right, is it fast."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform
@@ -9,12 +7,18 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+
+import numbagn
+
+from ..arrays.dtypes import dtype_named
+from .bench.machine import processor_name
 
 Array = Any
 
-# One (N, C, H, W) shape for accuracy: small enough that the float64 definition costs nothing, and an odd size.
+# One (N, C, H, W) shape for accuracy: small enough that the float64 definition costs nothing, and of odd sizes.
 SHAPE = (2, 32, 33, 31)
 GROUPS = 8
 SPEED_SHAPE = (2, 320, 64, 64)
@@ -42,14 +46,7 @@ CASES = (
 
 
 def run() -> int:
-    """
-    Print versions, accuracy and speed, and say in words whether all is well.
-
-    Returns
-    -------
-    int
-        0 when every check holds, else 1.
-    """
+    """Print versions, accuracy and speed, and say in words whether all is well; gives 0 if it is, else 1."""
     faults: list[str] = []
     try:
         _print_versions()
@@ -71,11 +68,11 @@ def run() -> int:
 
 
 def _print_versions() -> None:
-    from numbagn import __version__
-
-    print(f"numbagn {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    print(
+        f"numbagn {numbagn.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    )
     print("packages:", ", ".join(f"{name} {_version(name)}" for name in ("numba", "llvmlite", "numpy", "ml_dtypes")))
-    print("CPU:     ", _cpu_name())
+    print(f"CPU:      {processor_name()}, {os.cpu_count()} logical cores")
     print("GPU:     ", _gpu())
 
 
@@ -96,18 +93,6 @@ def _gpu() -> str:
         return str(cuda.get_current_device().name)
     except Exception:  # no driver, no device, or one that is too old
         return f"none found by numba-cuda {_version('numba-cuda')}"
-
-
-def _cpu_name() -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux
-    return f"{name}, {os.cpu_count()} logical cores"
 
 
 def _numba() -> Any:
@@ -138,11 +123,7 @@ def _compile() -> None:
 
 
 def _check_accuracy() -> list[str]:
-    import numpy as np
-
-    from numbagn import reference
-
-    definition: Callable[..., tuple[Array, Array, Array]] = reference.group_norm  # has no type hints of its own
+    definition: Callable[..., tuple[Array, Array, Array]] = numbagn.reference.group_norm  # has no type hints itself
     print("\naccuracy, against the definition in float64")
     print(f"  {'dtype':<10}{'mean of x':>10}{'max error':>12}{'allowed':>12}")
     faults = []
@@ -163,8 +144,6 @@ def _check_accuracy() -> list[str]:
 
 
 def _check_bits() -> list[str]:
-    import numpy as np
-
     x, weight, bias = _inputs(SPEED_SHAPE, _dtype("float32"), 0.0)
     batch = _group_norm(x, weight, bias, SPEED_GROUPS)
     alone = _group_norm(x[1:], weight, bias, SPEED_GROUPS)
@@ -174,8 +153,6 @@ def _check_bits() -> list[str]:
 
 
 def _show_speed() -> None:
-    import numpy as np
-
     x, weight, bias = _inputs(SPEED_SHAPE, _dtype("float32"), 0.0)
     out = np.empty_like(x)
     moved = 2 * x.nbytes
@@ -216,8 +193,6 @@ def _time(functions: tuple[Callable[[], None], ...], rounds: int) -> list[list[f
 
 def _definition(x: Array, weight: Array, bias: Array, num_groups: int) -> Array:
     """Write group normalization as one would in NumPy, in the dtype of `x`."""
-    import numpy as np
-
     grouped = x.reshape(x.shape[0], num_groups, -1)
     normalized = (grouped - grouped.mean(2, keepdims=True)) / np.sqrt(grouped.var(2, keepdims=True) + EPS)
     per_channel = (-1,) + (1,) * (x.ndim - 2)
@@ -225,15 +200,11 @@ def _definition(x: Array, weight: Array, bias: Array, num_groups: int) -> Array:
 
 
 def _group_norm(x: Array, weight: Array, bias: Array, num_groups: int, out: Array = None) -> Array:
-    import numbagn
-
     return numbagn.group_norm(x, num_groups, weight, bias, EPS, out=out)
 
 
 def _inputs(shape: tuple[int, ...], dtype: Any, offset: float) -> tuple[Array, Array, Array]:
     """Give the same numbers on every machine: x of variance 1 around `offset`, a weight of at most 1, a bias."""
-    import numpy as np
-
     random = np.random.default_rng(20180322)
     x = (random.standard_normal(shape) + offset).astype(dtype)
     weight = random.uniform(0.5, 1.0, shape[1]).astype(np.float32)
@@ -243,21 +214,13 @@ def _inputs(shape: tuple[int, ...], dtype: Any, offset: float) -> tuple[Array, A
 
 def _dtype(name: str) -> Any:
     """Give a NumPy dtype, or None for bfloat16 where ml_dtypes is not installed."""
-    import numpy as np
-
-    if name != "bfloat16":
-        return np.dtype(name)
     try:
-        import ml_dtypes
+        return dtype_named(name)
     except ImportError:
         return None
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 def _spacing(dtype: Any) -> float:
     """Give the gap between 1 and the next number."""
-    import numpy as np
-
-    one = np.ones(1, dtype)
-    bits = one.view(np.uint16) + np.uint16(1)
+    bits = np.ones(1, dtype).view(np.uint16) + np.uint16(1)
     return float(bits.view(dtype)[0]) - 1.0

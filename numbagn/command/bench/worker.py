@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 import time
 from functools import partial
@@ -12,11 +11,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from .cases import case_named, variant_named
-from .entry import Entry, Skip
 from .limits import limit_calls
-from .peers import PEERS, entries_of, one_line
+from .peers import PEERS, entries_of
 from .rounds import Turns, calibrated, measure
-from .task import TOLERANCE, Task, make_task
+from .starts import show
+from .task import TOLERANCE, Entry, Skip, Task, make_task, one_line
 
 # Of the ways to reach a limit only those near the fastest go into the rounds.
 LIMIT_CANDIDATES = 2
@@ -47,15 +46,6 @@ def work(orders: dict[str, Any], results: TextIO) -> None:
         shown = {f"{row['peer']} {row['output']}": row["ratio_to_copy"] for row in rows if row["peer"] != "copy"}
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in shown.items())
         show(f"[{time.time() - orders['begin']:4.0f} s] {place}: x copy: {ratios}", orders["rewrite"])
-
-
-def show(text: str, rewrite: bool, stays: bool = False) -> None:
-    """A line of progress; rewritten in place, unless it stays, it is cut to what a terminal's line holds."""
-    if rewrite and not stays:
-        text = f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
-        print(text, end="", file=sys.stderr, flush=True)
-    else:
-        print("\r\x1b[K" * rewrite + text, file=sys.stderr, flush=True)
 
 
 def measure_task(task: Task, orders: dict[str, Any], results: TextIO) -> list[dict[str, Any]]:
