@@ -69,6 +69,9 @@ def _run(argv: Sequence[str] | None) -> int:
         options = _build_parser().parse_args(argv)
     except SystemExit as end:  # --help and --version, already printed
         return int(end.code or 0)
+    if options.version:  # not by argparse, which says nothing of a reader that has gone
+        print("numbagn", __version__)
+        return 0
     if options.command is None:
         return selfcheck.run()
     code: int = COMMANDS[options.command].run(options)
@@ -79,7 +82,7 @@ def _build_parser() -> _Parser:
     common: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser(prog="python -m numbagn", description=DESCRIPTION, epilog=EPILOG, **common)
     parser.add_argument(
-        "--version", action="version", version=f"numbagn {__version__}", help="print the version and exit"
+        "--version", action="store_true", help="print the version and exit"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
