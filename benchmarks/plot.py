@@ -27,7 +27,6 @@ A table whose markers are not there is printed instead. Nothing is measured."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of CSVs, default %(default)s")
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of figures, default %(default)s")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default %(default)s")

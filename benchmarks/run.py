@@ -37,7 +37,6 @@ variants: {variants}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG.format(cases=", ".join(CASE_NAMES), variants=", ".join(VARIANT_NAMES))
     default = ",".join(map(str, sorted({1, core_count()})))
     parser.add_argument("--threads", default=default, help=f"numbers of threads, default {default}")

@@ -29,7 +29,7 @@ def group_norm(
     ----------
     x : (N, C, ...) ndarray of float16, bfloat16, float32 or float64, or of uint8, int8, uint16 or int16
         The samples. Axis 0 is the batch, `channel_axis` the channels, all others are positions. Any strides and byte
-        order; memory is not copied while samples, channels and positions lie densely in channels-first or channels-last
+        order; memory is not copied if samples, channels and positions lie densely in channels-first or channels-last
         order (slices along the batch, and channels-last slices of 64 channels or more, are dense enough). A memory map
         is read in place. Of integers the result is float32, made in one pass, without a converted copy.
     num_groups : int
@@ -193,9 +193,9 @@ def group_norm_backward(
     -----
     With ``dz = dy * activation'(z)`` and ``g = dz * weight``: ``dx = rstd * (g - mean(g) - x_hat * mean(g *
     x_hat))``, the means over the group; ``dweight`` and ``dbias`` are the sums of ``dz * x_hat`` and of ``dz`` over
-    positions (and samples). For float32 and halves rstd counts as 1e38 at most: beyond, for a constant group with an
-    eps below 1e-76, dx is no number of their dtypes unless what it is made of cancels. The bits of dx, of dresidual and
-    of (N, C) gradients do not depend on the batch, none depend on the threads.
+    positions (and samples). For float32 and halves rstd counts as 1e38 at most: it is more for a constant group with an
+    eps below 1e-76 alone, where dx would exceed the range of these dtypes unless its terms cancel. The bits of dx, of
+    dresidual and of (N, C) gradients do not depend on the batch, none depend on the threads.
     """
     given = dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out
     return backward(given)
@@ -274,7 +274,7 @@ def layer_norm(
     Parameters
     ----------
     x : (..., *normalized_shape) ndarray of float16, bfloat16, float32 or float64
-        The rows; any number of leading dimensions, none too. Memory is not copied while each row is dense and rows are
+        The rows; any number of leading dimensions, none too. Memory is not copied if each row is dense and rows are
         evenly spaced, in whatever order of the leading dimensions: slices of rows and time-first arrays seen
         batch-first are.
     normalized_shape : int or tuple of int

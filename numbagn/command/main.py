@@ -81,9 +81,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _build_parser() -> _Parser:
     common: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser(prog="python -m numbagn", description=DESCRIPTION, epilog=EPILOG, **common)
-    parser.add_argument(
-        "--version", action="store_true", help="print the version and exit"
-    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         texts: dict[str, Any] = {"help": module.HELP, "description": module.DESCRIPTION, "epilog": module.EPILOG}

@@ -1,4 +1,4 @@
-"""What all layers have in common: parameters, the ways to call them (inference, forward, backward), and their state."""
+"""What all layers have in common: parameters, the ways to call them, and their state."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     usual_cases, usual_variants = (QUICK_CASES, QUICK_VARIANTS) if options.quick else (CASES, VARIANTS)
     cases = _names("--cases", options.cases, CASE_NAMES) or usual_cases
     variants = _names("--variants", options.variants, VARIANT_NAMES) or usual_variants
-    peers = _names("--peers", options.peers, tuple(peer.name for peer in PEERS))
+    peers = _names("--peers", options.peers, tuple(PEERS))
     threads = _threads(options.threads)
     _check_places(options)
     need_compiler()

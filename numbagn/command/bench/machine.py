@@ -2,8 +2,6 @@
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ...shapes.schedule import cache_bytes
@@ -37,18 +35,6 @@ def thread_environment(threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     # XLA sizes its pool by NPROC.
     return {**{name: str(threads) for name in names}, "NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
-
-
-@contextmanager
-def environment_of(threads: int) -> Iterator[None]:
-    """What is started inside has so many threads."""
-    before = dict(os.environ)
-    os.environ.update(thread_environment(threads))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _first_processor() -> dict[str, str]:

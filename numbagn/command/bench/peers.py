@@ -5,7 +5,6 @@ threads asked for, an output buffer bound where its interface has one. `fresh` c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -131,26 +130,21 @@ def _textbook(xp: Any, task: Task) -> tuple[Callable[..., tuple], tuple[np.ndarr
     return backward, (task.dy, task.x, task.mean.astype(wide), task.rstd.astype(wide), task.weight)
 
 
-@dataclass(frozen=True)
-class Peer:
-    name: str
-    entries: Callable[[Task, int], list[Entry]]
-
-
-PEERS = (
-    Peer("numbagn", numbagn_entries),
-    Peer("torch", torch_entries),
-    Peer("onnxruntime", graph_peers.onnxruntime_entries),
-    Peer("openvino", graph_peers.openvino_entries),
-    Peer("jax", jax_entries),
-    Peer("numpy", numpy_entries),
-)
+Peer = Callable[[Task, int], list[Entry]]
+PEERS: dict[str, Peer] = {
+    "numbagn": numbagn_entries,
+    "torch": torch_entries,
+    "onnxruntime": graph_peers.onnxruntime_entries,
+    "openvino": graph_peers.openvino_entries,
+    "jax": jax_entries,
+    "numpy": numpy_entries,
+}
 
 
 def entries_of(peer: Peer, task: Task, threads: int) -> list[Entry]:
     """The peer's calls; any refusal, also one by the peer's own library, becomes a Skip with one line of reason."""
     try:
-        return peer.entries(task, threads)
+        return peer(task, threads)
     except Skip:
         raise
     except Exception as error:

@@ -76,13 +76,13 @@ def measure_task(task: Task, orders: dict[str, Any], results: TextIO) -> list[di
 def _checked_entries(task: Task, orders: dict[str, Any], results: TextIO) -> tuple[list[Entry], dict[Entry, float]]:
     """Every peer's calls, each run once (which compiles it) and compared with the float64 answer."""
     entries, errors = [], {}
-    for peer in PEERS:
-        if orders["peers"] and peer.name not in orders["peers"]:
+    for name, peer in PEERS.items():
+        if orders["peers"] and name not in orders["peers"]:
             continue
         try:
             offered = entries_of(peer, task, orders["threads"])
         except Skip as reason:
-            refusal = {"skip": peer.name, "variant": task.variant.name, "case": task.case.name, "reason": str(reason)}
+            refusal = {"skip": name, "variant": task.variant.name, "case": task.case.name, "reason": str(reason)}
             results.write(json.dumps(refusal) + "\n")
             continue
         for entry in offered:
