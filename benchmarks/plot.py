@@ -7,7 +7,7 @@ from pathlib import Path
 from numbagn.command.bench import figure
 from numbagn.command.bench.results import read
 
-from . import FIGURES, RESULTS, batch_figure, support, tables
+from . import FIGURES, RESULTS, batch_figure, support_table, tables
 
 ROOT = Path(__file__).parents[1]
 # name of the CSV and of the markers in the README: the table, and what draws the figure of that name
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    write_between(options.readme, "support", support.table())
+    write_between(options.readme, "support", support_table.table())
     for name, (table, draw) in PAGES.items():
         path = options.results / f"{name}.csv"
         rows = read(path)

@@ -208,7 +208,7 @@ def test_a_forked_process_uses_no_memory_that_its_results_have(rng):
 
 def test_results_that_live_until_the_interpreter_ends():
     code = (
-        "import numpy as np, numbagn; from numbagn import recycling, _calls\n"
+        "import numpy as np, numbagn; from numbagn.arrays import recycling; from numbagn.calls import passes\n"
         "recycling.LEAST_BYTES = passes.LEAST_BYTES = 64\n"
         "x = np.ones((1, 4, 8, 8), np.float32)\n"
         "class Node:\n"

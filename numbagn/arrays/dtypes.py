@@ -1,4 +1,4 @@
-"""The dtypes of x, one row each. How the kernels read and write them stands in `kernels.kinds.KINDS`, by name."""
+"""The dtypes of x, one row each. How the kernels read and write them stands in `kernels.cpu.kinds.KINDS`, by name."""
 
 from typing import NamedTuple
 

@@ -174,12 +174,7 @@ FAMILIES = (
         _torch_written,
         lambda tensor: DEVICE if tensor.is_cuda else "",
     ),
-    Family(
-        "jax",
-        lambda jax, kind: issubclass(kind, (jax.Array, jax.core.Tracer)),
-        _jax_view,
-        _jax_back,
-    ),
+    Family("jax", lambda jax, kind: issubclass(kind, (jax.Array, jax.core.Tracer)), _jax_view, _jax_back),
     Family(
         "builtins",  # any library; behind JAX, whose arrays on a CPU have the attribute
         lambda builtins, kind: _on_device(kind),

@@ -73,7 +73,7 @@ def normalize_file(
     Fortran order, and then for one batch or one chunk. The new file has the memory order of the old one. In Fortran
     order the samples are interleaved and all are worked on together.
     """
-    started = time.perf_counter()
+    started, show = time.perf_counter(), progress or (lambda done, total: None)
     file = _open_input(Path(source))
     x = file[np.newaxis] if add_batch_axis else file
     if x.ndim < 2:
@@ -100,20 +100,14 @@ def normalize_file(
         most = max(1, CHUNK_BYTES // itemsize)
         for start in range(0, samples, step):
             rows = slice(start, min(start + step, samples))
-            if progress is not None:
-                progress(start, samples)
+            show(start, samples)
             check_signals()
             own = norm.of(rows, slice(None), num_groups)
-            part, into = np.asarray(x[rows]), np.asarray(y[rows])
-            if part.size <= most:
-                own.apply(part, into)
-                continue
-            for share in normalize_chunks(part, into, own, most):
-                if progress is not None and share < 1:
-                    progress(start + share * (rows.stop - start), samples)
+            for share in normalize_chunks(np.asarray(x[rows]), np.asarray(y[rows]), own, most):
+                if share < 1:
+                    show(start + share * (rows.stop - start), samples)
                 check_signals()
-        if progress is not None:
-            progress(samples, samples)
+        show(samples, samples)
         new_file.flush()
         shape, nbytes = file.shape, file.nbytes + new_file.nbytes
         # Windows replaces no file that is still mapped.
