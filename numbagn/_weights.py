@@ -36,7 +36,10 @@ def load_file(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Any]:
         raise ValueError(f"weights file {path} ends in {suffix!r}; allowed: .npz, .safetensors")
     with path.open("rb"):  # one plain OSError for a missing or unreadable file, whatever the format's own reader says
         pass
-    return _load_npz(path, prefix) if suffix == ".npz" else _load_safetensors(path, prefix)
+    names, arrays = _load_npz(path, prefix) if suffix == ".npz" else _load_safetensors(path, prefix)
+    if not arrays:
+        raise ValueError(f"weights file {path}: {_not_found(names, prefix)}")
+    return arrays
 
 
 def find_parameters(mapping: Mapping[str, Any], prefix: str = "") -> tuple[Any, Any]:
@@ -46,12 +49,18 @@ def find_parameters(mapping: Mapping[str, Any], prefix: str = "") -> tuple[Any, 
     belong to more than one spelling, so that it is not clear which to take.
     """
     given = entries(mapping, prefix)
-    present = [leaf for leaf in _LEAVES if leaf in given]
-    if not present:
+    if not any(leaf in given for leaf in _LEAVES):
         raise ValueError(_not_found(entries(mapping), prefix))
-    for weight, bias in SPELLINGS:
-        if set(present) <= {weight, bias}:
-            return given.get(weight), given.get(bias)
+    weight, bias = spelling_of(given, prefix)
+    return given.get(weight), given.get(bias)
+
+
+def spelling_of(given: Iterable[str], prefix: str = "") -> tuple[str, str]:
+    """Give the names of weight and bias in the spelling used; a ValueError where several are mixed."""
+    present = [leaf for leaf in _LEAVES if leaf in given]
+    for pair in SPELLINGS:
+        if set(present) <= set(pair):
+            return pair
     names = ", ".join(prefix + leaf for leaf in present)
     raise ValueError(f"ambiguous parameter names: found {names}; allowed: one of {_ALLOWED}, not a mixture")
 
@@ -85,7 +94,8 @@ def _walk(mapping: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
                 yield name.removeprefix(prefix), value
 
 
-def _load_npz(path: Path, prefix: str) -> dict[str, Any]:
+def _load_npz(path: Path, prefix: str) -> tuple[list[str], dict[str, Any]]:
+    """All names, and the arrays asked for."""
     import numpy as np
 
     # np.load looks at the content, not at the name: it would take a pickle or a single array too.
@@ -93,14 +103,13 @@ def _load_npz(path: Path, prefix: str) -> dict[str, Any]:
         raise ValueError(f"weights file {path} is not an .npz archive")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            every = archive.files
-            arrays = {name: archive[name] for name in every if name.startswith(prefix)}
+            return archive.files, {name: archive[name] for name in archive.files if name.startswith(prefix)}
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
         raise ValueError(f"weights file {path} cannot be read: {err}") from None
-    return _unless_empty(arrays, every, prefix, path)
 
 
-def _load_safetensors(path: Path, prefix: str) -> dict[str, Any]:
+def _load_safetensors(path: Path, prefix: str) -> tuple[list[str], dict[str, Any]]:
+    """All names, and the arrays asked for."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
@@ -109,18 +118,11 @@ def _load_safetensors(path: Path, prefix: str) -> dict[str, Any]:
         ) from None
     try:
         with safe_open(path, framework="numpy") as archive:
-            every = list(archive.keys())
-            arrays = {name: archive.get_tensor(name) for name in every if name.startswith(prefix)}
+            names = list(archive.keys())
+            return names, {name: archive.get_tensor(name) for name in names if name.startswith(prefix)}
     # The last three are what a dtype unknown to NumPy gives, bfloat16 without ml_dtypes for example.
     except (SafetensorError, ImportError, AttributeError, TypeError) as err:
         raise ValueError(f"weights file {path} cannot be read: {err}") from None
-    return _unless_empty(arrays, every, prefix, path)
-
-
-def _unless_empty(arrays: dict[str, Any], every: list[str], prefix: str, path: Path) -> dict[str, Any]:
-    if not arrays:
-        raise ValueError(f"weights file {path}: {_not_found(every, prefix)}")
-    return arrays
 
 
 def _not_found(names: Iterable[str], prefix: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._weights import SPELLINGS, entries, find_parameters
+from .._weights import entries, spelling_of
 from ..arrays.dtypes import dtype_row, supported
 from ..arrays.families import as_array, fitting, float_row, may_share_memory
 from ..calls.checks import activation_code, epsilon, shown
@@ -236,11 +236,7 @@ class Layer:
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string, got {shown(prefix)}")
         given = entries(mapping, prefix)
-        known = given.keys() & {name for pair in SPELLINGS for name in pair}
-        if known:
-            find_parameters({prefix + name: value for name, value in given.items()}, prefix)  # refuses mixed spellings
-        spelling = next(pair for pair in SPELLINGS if known <= set(pair))
-        wanted = dict(zip(("weight", "bias"), spelling, strict=True))
+        wanted = dict(zip(("weight", "bias"), spelling_of(given, prefix), strict=True))
         wanted = {own: name for own, name in wanted.items() if getattr(self, own) is not None}
         faults = [f"missing {prefix}{name}" for name in wanted.values() if name not in given]
         faults += [f"unexpected {prefix}{name}" for name in given if name not in wanted.values()]
