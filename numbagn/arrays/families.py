@@ -84,6 +84,7 @@ def as_array(name: str, value: Any) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+# What most arguments are that are no arrays: not asked for anything.
 _NO_ARRAYS = frozenset((type(None), bool, int, float, str))
 
 
@@ -105,8 +106,9 @@ def in_kind(
             return in_kind(this_function, given)
 
     and then has a plain `x` and `out`; `as_array` takes the others in any kind. Only results that are plain arrays, or
-    tuples of them, are turned into others, of the kind of the argument `lead`. `public`: what users call the function,
-    where that is not its name.
+    tuples of them, are turned into others, of the kind of the argument `lead`. Where arrays of that kind are worked on
+    by another module (`Family.elsewhere`), its function of the same name is called instead, with the arguments as they
+    are. `public`: what users call the function, where that is not its name.
     """
     leader, out = getattr(given, lead), getattr(given, "out", None)
     row = _family(lead, leader)

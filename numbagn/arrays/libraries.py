@@ -22,7 +22,7 @@ class Family(NamedTuple):
     view: Callable[[str, Any], np.ndarray]  # (argument's name, array): the same memory, or a TypeError
     back: Callable[[np.ndarray, Any], Any]  # (result, the array whose kind it is to be of)
     written: Callable[[Any], None] = lambda out: None  # told that a result was written to its memory
-    # of an array: the module whose `__all__` names functions of ours that it has for this kind; "": ours take its view
+    # where an array cannot be viewed: the module with functions of its own for it, those in its `__all__`; else ""
     elsewhere: Callable[[Any], str] = lambda array: ""
 
 

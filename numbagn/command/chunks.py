@@ -37,7 +37,7 @@ class Norm:
     activation: str | None = None
 
     def of(self, samples: slice, channels: slice, groups: int) -> "Norm":
-        """What it is for these samples and channels, which are so many groups."""
+        """The same for a part of the array: these samples, and these channels, which are so many groups."""
         weight, bias = (
             # (N, C) parameters belong to samples and are cut like them
             p if not isinstance(p, np.ndarray) else p[samples, channels] if p.ndim == 2 else p[channels]

@@ -43,7 +43,7 @@ STRAIGHT = 800.0
 
 
 class Direction(NamedTuple):
-    """Where to: of x (and skip), weight, bias and residual; None stands for zeros."""
+    """How x (and skip), weight, bias and residual change together; None stands for zeros."""
 
     x: Any = None
     weight: Any = None
@@ -164,7 +164,7 @@ def _mean(v: Array) -> Array:
 
 
 class _Point(NamedTuple):
-    """Some samples in float64, (n, G, D, S), and the slopes there."""
+    """What is known of some samples in float64, (n, G, D, S), and the activation's first two derivatives there."""
 
     x_hat: Array
     rstd: Array
