@@ -34,12 +34,11 @@ COMMANDS = {
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks", description=DESCRIPTION, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", metavar="[" + " | ".join(COMMANDS) + "]")
     for name, module in COMMANDS.items():
-        module.add_arguments(commands.add_parser(name))
+        module.add_arguments(commands.add_parser(name, description=module.DESCRIPTION, formatter_class=formatter))
     options = parser.parse_args(arguments)
     if options.command:
         COMMANDS[options.command].main(options)

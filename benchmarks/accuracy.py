@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from numbagn.command.bench.cases import CASE_NAMES, case_named, variant_named
-from numbagn.command.bench.entry import Entry, Skip
 from numbagn.command.bench.peers import PEERS, Peer, entries_of
 from numbagn.command.bench.results import provenance, write
-from numbagn.command.bench.task import EPS, Task, make_task
+from numbagn.command.bench.task import EPS, Entry, Skip, Task, make_task
 
 from . import RESULTS
 
@@ -26,7 +25,6 @@ only the peer's own arithmetic is measured."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--case", default="diffusion-64", choices=CASE_NAMES, metavar="CASE", help="the shape")
     parser.add_argument("--output", type=Path, default=RESULTS / "accuracy.csv", help="CSV to write")
 
@@ -36,8 +34,8 @@ def main(options: argparse.Namespace) -> None:
     for variant_name in LAYOUTS:
         for offset in OFFSETS:
             task = make_task(case_named(options.case), variant_named(variant_name), offset, affine=False)
-            for peer in (*PEERS, Peer("numpy, one pass", one_pass_entries)):
-                rows += _measured(peer, task, offset)
+            for name, peer in (PEERS | {"numpy, one pass": one_pass_entries}).items():
+                rows += _measured(name, peer, task, offset)
     write(options.output, COLUMNS, rows)
     print(f"wrote {options.output}", file=sys.stderr)
 
@@ -59,7 +57,7 @@ def one_pass_entries(task: Task, threads: int) -> list[Entry]:
     return [Entry("numpy, one pass", np.__version__, "fresh", call, lambda y: (y,))]
 
 
-def _measured(peer: Peer, task: Task, offset: float) -> list[dict[str, Any]]:
+def _measured(name: str, peer: Peer, task: Task, offset: float) -> list[dict[str, Any]]:
     """One row with the worst of the peer's calls, or none and a line of reason."""
     try:
         entries = entries_of(peer, task, os.cpu_count() or 1)
@@ -68,10 +66,10 @@ def _measured(peer: Peer, task: Task, offset: float) -> list[dict[str, Any]]:
             task.out.fill(0)
             errors.append(task.errors(entry.arrays(entry.call())))
     except Skip as reason:
-        print(f"skipped {peer.name} in {task.variant.layout}: {reason}", file=sys.stderr)
+        print(f"skipped {name} in {task.variant.layout}: {reason}", file=sys.stderr)
         return []
     row = {
-        "peer": peer.name,
+        "peer": name,
         "peer_version": entries[0].version,
         "layout": task.variant.layout,
         "offset": f"{offset:g}",
@@ -81,5 +79,5 @@ def _measured(peer: Peer, task: Task, offset: float) -> list[dict[str, Any]]:
         "G": task.groups,
         "dtype": task.variant.dtype,
     }
-    print(f"{row['layout']} offset {offset:g}: {peer.name} {row['max_error']}", file=sys.stderr)
+    print(f"{row['layout']} offset {offset:g}: {name} {row['max_error']}", file=sys.stderr)
     return [row | provenance()]

@@ -3,19 +3,18 @@
 import argparse
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from numbagn.command.bench.entry import Skip
-from numbagn.command.bench.machine import environment_of
 from numbagn.command.bench.results import provenance, write
+from numbagn.command.bench.task import Skip
 
 from . import RESULTS
 from .network import NORMS, Descent, Network
+from .processes import processes
 
 BATCH_SIZES = (32, 16, 8, 4, 2)
 RATE_AT_32 = 0.05
@@ -40,7 +39,6 @@ moved by up to a pixel and noise is added, anew each time, in training and test.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each point, default %(default)s")
     parser.add_argument("--epochs", type=int, default=20, help="how often each image is seen, default %(default)s")
     parser.add_argument("--noise", type=float, default=NOISE, help="standard deviation added, default %(default)s")
@@ -57,8 +55,7 @@ def main(options: argparse.Namespace) -> None:
     points = [(norm, size, seed) for seed in range(options.seeds) for size in BATCH_SIZES[::-1] for norm in NORMS]
     errors: dict[tuple[str, int, int], float] = {}
     begin = time.time()
-    # A process a core, each with one thread; spawned: a forked one would keep this process's idea of its threads.
-    with environment_of(1), ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with processes(threads=1) as pool:
         jobs = {pool.submit(test_error, *point, options.epochs, options.noise): point for point in points}
         for done, job in enumerate(as_completed(jobs), 1):
             norm, size, seed = jobs[job]

@@ -26,7 +26,6 @@ counted from when NumPy and Numba are imported. Serial kernel (tiny array) and p
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--repeats", type=int, default=3, help="pairs of processes for each path, default 3")
     parser.add_argument("--output", type=Path, default=RESULTS / "cold_start.csv", help="CSV to write")
 

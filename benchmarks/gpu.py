@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import numbagn
+from numbagn.arrays.dtypes import dtype_named
 from numbagn.command.bench.cases import CASES, VARIANTS, Case, Variant
 from numbagn.command.bench.results import provenance, write
 
@@ -110,9 +111,7 @@ def one_call(cuda: Any, call: Callable[[], Any], repeats: int = 10) -> tuple[flo
 
 def made(case: Case, variant: Variant, seed: int) -> np.ndarray:
     """Data of the case on the host, channels at axis 1, in the memory layout of the variant."""
-    from numbagn.arrays.families import bfloat16
-
-    dtype = bfloat16("x") if variant.dtype == "bfloat16" else np.dtype(variant.dtype)
+    dtype = dtype_named(variant.dtype)
     x = np.random.default_rng(seed).standard_normal(case.shape, np.float32).astype(dtype)
     return x if variant.layout == "NCHW" else np.ascontiguousarray(np.moveaxis(x, 1, -1))
 

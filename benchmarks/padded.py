@@ -3,21 +3,20 @@
 import argparse
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 import numbagn
-from numbagn.command.bench.machine import core_count, environment_of
+from numbagn.command.bench.machine import core_count
 from numbagn.command.bench.results import provenance, write
 from numbagn.command.bench.rounds import calibrated, measure
 
 from . import RESULTS
+from .processes import in_fresh_process
 
 COLUMNS = (
     *("case", "shape", "G", "layout", "direction", "threads", "valid"),
@@ -28,6 +27,11 @@ Time calls with `lengths` and `mask`, float32 into `out=`, beside the plain call
 the padding, too. Lengths are drawn from half of the room to all of it, or are all of it; a mask keeps an ellipsoid (of
 a sequence the middle half), or each position with a chance of three quarters, the worst for what runs in vectors. Every
 sample of a result is compared with the definition on its valid positions alone."""
+
+
+Array = np.ndarray
+Arrays = tuple[Array, ...]
+Valid = dict[str, Array]  # `lengths` or `mask`
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,6 @@ VALID = ("lengths, half to all", "lengths, all", "mask, a region", "mask, no pat
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     default = ",".join(map(str, sorted({1, core_count()})))
     parser.add_argument("--threads", default=default, help=f"numbers of threads, default {default}")
     parser.add_argument("--starts", type=int, default=3, help="fresh processes for each number of threads, default 3")
@@ -62,8 +65,7 @@ def main(options: argparse.Namespace) -> None:
         starts = []
         for seed in range(options.starts):
             print(f"{threads} threads, start {seed + 1}/{options.starts}", file=sys.stderr)
-            with environment_of(threads), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                starts.append(pool.submit(measure_all, threads, options.budget, seed).result())
+            starts.append(in_fresh_process(threads, measure_all, threads, options.budget, seed))
         rows += [_row(threads, [start[number] for start in starts]) for number in range(len(starts[0]))]
         write(options.output, COLUMNS, rows)
     print(f"wrote {options.output}", file=sys.stderr)
@@ -101,7 +103,7 @@ def measure_point(
     weight, bias = rng.standard_normal((2, channels), dtype=np.float32)
     out = np.empty_like(x)
 
-    def call_with(valid: dict[str, np.ndarray]) -> Callable[[], object]:
+    def call_with(valid: Valid) -> Callable[[], object]:
         given = {"channel_axis": axis, "out": out, **valid}
         if direction == "forward":
             return partial(numbagn.group_norm, x, case.groups, weight, bias, **given)
@@ -114,7 +116,7 @@ def measure_point(
         calls[name]()  # compiles, and the second call is the one that is measured
         calls[name]()
         inputs = (x,) if direction == "forward" else (dy, x)
-        errors[name] = _error(out, inputs, case.groups, weight, bias, axis, valid)
+        errors[name] = _error(out, inputs, (case.groups, weight, bias), axis, valid)
         if not errors[name] <= 1e-4:
             raise RuntimeError(f"{case.name}, {layout}, {name}: off by {errors[name]:.1e}")
     plain = call_with({})
@@ -129,11 +131,11 @@ def measure_point(
     ]
 
 
-def _error(
-    result: np.ndarray, inputs: tuple[np.ndarray, ...], groups: int, weight: np.ndarray, bias: np.ndarray, axis: int,
-    valid: dict[str, np.ndarray],
-) -> float:  # fmt: skip
-    """The largest difference from the definition on each sample's valid positions alone, and from zero elsewhere."""
+def _error(result: np.ndarray, inputs: Arrays, parameters: tuple[int, Array, Array], axis: int, valid: Valid) -> float:
+    """The largest difference from the definition on each sample's valid positions alone, and from zero elsewhere.
+
+    `inputs` are (x,) or (dy, x), `parameters` the number of groups, weight and bias.
+    """
     worst = 0.0
     for n in range(len(result)):
         own, *given = (np.moveaxis(a[n], axis - 1, 0).astype(float) for a in (result, *inputs))
@@ -144,9 +146,9 @@ def _error(
             keep[: valid["lengths"][n]] = True
         given = [rows[:, keep][None] for rows in given]
         if len(given) == 1:
-            expected = numbagn.reference.group_norm(*given, groups, weight, bias)
+            expected = numbagn.reference.group_norm(*given, *parameters)
         else:
-            expected = numbagn.reference.group_norm_backward(*given, groups, weight, bias)[0]
+            expected = numbagn.reference.group_norm_backward(*given, *parameters)[0]
         worst = max(worst, np.abs(own[:, keep] - expected[0]).max(), np.abs(own[:, ~keep]).max(initial=0.0))
     return float(worst)
 

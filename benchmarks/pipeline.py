@@ -4,11 +4,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,12 +16,13 @@ import numpy as np
 import numbagn
 from numbagn.command.bench import textbook
 from numbagn.command.bench.cases import case_named
-from numbagn.command.bench.machine import core_count, environment_of
+from numbagn.command.bench.machine import core_count
 from numbagn.command.bench.results import provenance, write
 from numbagn.command.bench.task import EPS, TOLERANCE
 
 from . import RESULTS
 from .convolution import convolve
+from .processes import in_fresh_process
 
 CASES = ("diffusion-64", "diffusion-32", "diffusion-16")
 COLUMNS = (
@@ -46,7 +45,6 @@ Norm = Callable[[np.ndarray, int, np.ndarray, np.ndarray], np.ndarray]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     default = ",".join(map(str, sorted({1, core_count()})))
     parser.add_argument("--threads", default=default, help=f"numbers of threads, default {default}")
     parser.add_argument("--starts", type=int, default=3, help="fresh processes for each point, default %(default)s")
@@ -60,8 +58,7 @@ def main(options: argparse.Namespace) -> None:
         for threads in map(int, options.threads.split(",")):
             starts = []
             for seed in range(options.starts):
-                with environment_of(threads), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                    starts.append(pool.submit(measure_block, case_name, threads, options.rounds, seed).result())
+                starts.append(in_fresh_process(threads, measure_block, case_name, threads, options.rounds, seed))
                 shown = ", ".join(
                     f"{name} {m['norms_ms']:.2f} of {m['block_ms']:.0f} ms" for name, m in starts[-1].items()
                 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from numbagn.command.bench import figure
 from numbagn.command.bench.results import read
 
-from . import FIGURES, RESULTS, batch_figure, support, tables
+from . import FIGURES, RESULTS, batch_figure, support_table, tables
 
 ROOT = Path(__file__).parents[1]
 # name of the CSV and of the markers in the README: the table, and what draws the figure of that name
@@ -27,14 +27,13 @@ A table whose markers are not there is printed instead. Nothing is measured."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of CSVs, default %(default)s")
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of figures, default %(default)s")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="default %(default)s")
 
 
 def main(options: argparse.Namespace) -> None:
-    write_between(options.readme, "support", support.table())
+    write_between(options.readme, "support", support_table.table())
     for name, (table, draw) in PAGES.items():
         path = options.results / f"{name}.csv"
         rows = read(path)

@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from numbagn.command.bench.cases import CASE_NAMES, VARIANT_NAMES, selection
+from numbagn.command.bench.cases import CASE_NAMES, VARIANT_NAMES, VARIANTS, pairs_of
 from numbagn.command.bench.machine import core_count, describe_machine
 from numbagn.command.bench.results import read, write
-from numbagn.command.bench.starts import COLUMNS, run_starts
+from numbagn.command.bench.starts import COLUMNS, Settings, run_starts
 
 from . import RESULTS
 
+QUICK = ("pixel", "odd-7x7", "small-16", "diffusion-16", "diffusion-64")
 DESCRIPTION = """\
 Time numbagn beside a copy of the same bytes and beside other libraries.
 
@@ -36,7 +37,6 @@ variants: {variants}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG.format(cases=", ".join(CASE_NAMES), variants=", ".join(VARIANT_NAMES))
     default = ",".join(map(str, sorted({1, core_count()})))
     parser.add_argument("--threads", default=default, help=f"numbers of threads, default {default}")
@@ -59,18 +59,25 @@ def main(options: argparse.Namespace) -> None:
     output = options.output or RESULTS / ("quick.csv" if options.quick else "speed.csv")
     kept = _rows_to_keep(output, {(variant, case, str(number)) for variant, case in pairs for number in threads})
     begin = time.time()
-    run_starts(
-        pairs,
-        threads,
-        starts,
-        lambda rows: _write(output, kept + rows),  # after every start, so that an interrupted run leaves what it has
-        peers=[name for name in options.peers.split(",") if name],
-        budget=options.budget or (0.4 if options.quick else 1.2),
-        fewest_rounds=3 if options.quick else 5,
-        minutes=options.minutes,
-        realtime=options.realtime,
-    )
+    peers = [name for name in options.peers.split(",") if name]
+    budget, fewest_rounds = options.budget or (0.4 if options.quick else 1.2), 3 if options.quick else 5
+    settings = Settings(peers, budget, fewest_rounds, options.minutes, options.realtime)
+    # written after every start, so that an interrupted run leaves what it has
+    run_starts(pairs, threads, starts, settings, lambda rows: _write(output, kept + rows))
     print(f"wrote {output} after {time.time() - begin:.0f} s", file=sys.stderr)
+
+
+def selection(case_names: list[str], variant_names: list[str], quick: bool) -> list[tuple[str, str]]:
+    """The (variant, case) pairs to measure, in table order; no names means each variant's own cases.
+
+    A case named outright is measured in every chosen variant, also where the table would leave it out.
+    """
+    pairs = []
+    for variant in VARIANTS:
+        if not variant_names or variant.name in variant_names:
+            own = (QUICK if variant.name == "forward" else ("diffusion-16",)) if quick else variant.cases
+            pairs += pairs_of([variant.name], case_names or own)
+    return pairs
 
 
 def _names(text: str, known: tuple[str, ...]) -> list[str]:

@@ -60,7 +60,7 @@ def _summary_line(variant: str, threads: int, groups: list[Group]) -> str:
     cells.append(_mean_and_worst([g.ours("fresh") for g in large], "ratio_to_copy"))
     cells.append(_mean_and_worst([g.ours("out") for g in large], "ratio_to_read_copy"))
     for output in ("out", "fresh"):
-        speedups = [speedup for g in groups if (speedup := g.speedup(output)) is not None]
+        speedups = [speedup for g in groups if (speedup := _speedup(g, output)) is not None]
         if not speedups:
             cells.append("-")
             continue
@@ -93,7 +93,7 @@ def _case_lines(groups: list[Group]) -> list[str]:
             f"{best['peer']} {best['peer_version']}" if best else "-",
             _number(best, "median_us", ".4g"),
             _number(best, "ratio_to_copy", ".2f"),
-            *(_speedup_text(group.speedup(output)) for output in ("out", "fresh")),
+            *(_speedup_text(_speedup(group, output)) for output in ("out", "fresh")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     wrong = sorted({f"{r['peer']} ({g.case.name}: {r['max_error']})" for g in groups for r in g.wrong()})
@@ -102,6 +102,12 @@ def _case_lines(groups: list[Group]) -> list[str]:
 
 def _number(row: Row | None, column: str, spec: str) -> str:
     return format(float(row[column]), spec) if row else "-"
+
+
+def _speedup(group: Group, output: str) -> float | None:
+    """How many times faster than the best peer numbagn is; None where either is missing."""
+    ours = group.ours(output)
+    return float(group.best["median_us"]) / float(ours["median_us"]) if ours and group.best else None
 
 
 def _speedup_text(speedup: float | None) -> str:

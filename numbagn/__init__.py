@@ -2,15 +2,15 @@
 
 from . import reference
 from .command.warmup import warmup
-from .derivatives.functions import group_norm_double_backward, group_norm_jvp
+from .derivatives.public import group_norm_double_backward, group_norm_jvp
 from .functional import group_norm, group_norm_backward, group_norm_forward, instance_norm, layer_norm
 from .layers.norms import GroupNorm, InstanceNorm, LayerNorm
 from .moments import Moments, group_moments, normalize
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "GroupNorm", "InstanceNorm", "LayerNorm", "Moments", "group_moments", "group_norm", "group_norm_backward",
-    "group_norm_double_backward", "group_norm_forward", "group_norm_jvp", "instance_norm", "layer_norm", "normalize",
-    "reference", "warmup",
-]  # fmt: skip
+__all__ = ["group_norm", "group_norm_backward", "group_norm_forward", "instance_norm", "layer_norm"]
+__all__ += ["GroupNorm", "InstanceNorm", "LayerNorm"]
+__all__ += ["group_norm_double_backward", "group_norm_jvp"]
+__all__ += ["Moments", "group_moments", "normalize"]
+__all__ += ["reference", "warmup"]

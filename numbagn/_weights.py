@@ -1,7 +1,5 @@
 """Weights and biases by name: out of a mapping, an .npz archive or a .safetensors file. Pickles are never read."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 import zlib
@@ -9,28 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# The spellings in use: PyTorch, MLX and ONNX Runtime; Flax and ONNX; Keras and the papers.
+# The prefix of a layer is what stands before its parameters' names, separator included: "down.0.norm1.". The spellings
+# of these names are those of PyTorch, MLX and ONNX Runtime; of Flax and ONNX; of Keras and the papers.
 SPELLINGS = (("weight", "bias"), ("scale", "bias"), ("gamma", "beta"))
 _LEAVES = tuple(dict.fromkeys(leaf for pair in SPELLINGS for leaf in pair))
 _ALLOWED = "weight/bias, scale/bias or gamma/beta"
 
 
 def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Any]:
-    """
-    Read one layer's parameters from a file.
-
-    Parameters
-    ----------
-    path : path
-        An ``.npz`` or ``.safetensors`` file.
-    prefix : str, optional
-        What stands before the parameters' names, separator included: ``"down.0.norm1."``.
-
-    Returns
-    -------
-    dict
-        ``{"weight": array or None, "bias": array or None}``, at least one of them an array.
-    """
+    """Read one layer's "weight" and "bias" from a file; one of them may be None, not both."""
     arrays = load_file(path, prefix)
     try:
         weight, bias = find_parameters(arrays, prefix)
@@ -40,20 +25,10 @@ def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, An
 
 
 def load_file(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Any]:
-    """
-    Read the arrays of a weight file and close it.
+    """Read the arrays of an ``.npz`` archive or a ``.safetensors`` file by name, and close it.
 
-    Parameters
-    ----------
-    path : path
-        An ``.npz`` archive (read without pickle) or a ``.safetensors`` file (read through the `safetensors` package).
-    prefix : str, optional
-        Read only the arrays whose names start with it: one layer of a large file. Where there are none, the error
-        tells which prefixes there are.
-
-    Returns
-    -------
-    dict of str to ndarray
+    Only those whose names start with the prefix are read: one layer of a large file. Where there are none, the error
+    tells which prefixes there are.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -61,63 +36,40 @@ def load_file(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Any]:
         raise ValueError(f"weights file {path} ends in {suffix!r}; allowed: .npz, .safetensors")
     with path.open("rb"):  # one plain OSError for a missing or unreadable file, whatever the format's own reader says
         pass
-    return _load_npz(path, prefix) if suffix == ".npz" else _load_safetensors(path, prefix)
+    names, arrays = _load_npz(path, prefix) if suffix == ".npz" else _load_safetensors(path, prefix)
+    if not arrays:
+        raise ValueError(f"weights file {path}: {_not_found(names, prefix)}")
+    return arrays
 
 
 def find_parameters(mapping: Mapping[str, Any], prefix: str = "") -> tuple[Any, Any]:
-    """
-    Find a layer's weight and bias in a mapping of names to arrays.
+    """Find a layer's weight and bias in a mapping, as they stand there; one of them may be None, not both.
 
-    Parameters
-    ----------
-    mapping : mapping of str to array
-        For example a state dict; `entries` says what it may look like. Names outside the layer are passed over.
-    prefix : str, optional
-        What stands before the parameters' names, separator included: ``"down.0.norm1."``.
-
-    Returns
-    -------
-    weight, bias : array or None
-        As they stand in `mapping`; at least one is not None. Known names are weight/bias, scale/bias and gamma/beta.
-
-    Raises
-    ------
-    ValueError
-        No known name stands under `prefix`, or the names belong to more than one spelling, so that it is not clear
-        which to take.
+    Names that do not start with the prefix are passed over. A ValueError where no known name does, or where the names
+    belong to more than one spelling, so that it is not clear which to take.
     """
     given = entries(mapping, prefix)
-    present = [leaf for leaf in _LEAVES if leaf in given]
-    if not present:
+    if not any(leaf in given for leaf in _LEAVES):
         raise ValueError(_not_found(entries(mapping), prefix))
-    for weight, bias in SPELLINGS:
-        if set(present) <= {weight, bias}:
-            return given.get(weight), given.get(bias)
+    weight, bias = spelling_of(given, prefix)
+    return given.get(weight), given.get(bias)
+
+
+def spelling_of(given: Iterable[str], prefix: str = "") -> tuple[str, str]:
+    """Give the names of weight and bias in the spelling used; a ValueError where several are mixed."""
+    present = [leaf for leaf in _LEAVES if leaf in given]
+    for pair in SPELLINGS:
+        if set(present) <= set(pair):
+            return pair
     names = ", ".join(prefix + leaf for leaf in present)
     raise ValueError(f"ambiguous parameter names: found {names}; allowed: one of {_ALLOWED}, not a mixture")
 
 
 def entries(mapping: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """
-    Give what stands under a prefix, by the rest of its name.
+    """Give what stands under a prefix, by the rest of its name; a ValueError where two have the same.
 
-    Parameters
-    ----------
-    mapping : mapping of str to array
-        Mappings in it, as Flax nests them, are read as names joined by "/"; TensorFlow's ":0" at the end of a name is
-        passed over.
-    prefix : str, optional
-        What stands before the names, separator included. Values elsewhere are not even looked at: an archive reads them
-        from its file.
-
-    Returns
-    -------
-    dict of str to array
-
-    Raises
-    ------
-    ValueError
-        Two entries come out with the same name.
+    Mappings in the mapping, as Flax nests them, are read as names joined by "/"; TensorFlow's ":0" at the end of a name
+    is passed over. Values elsewhere are not even looked at: an archive reads them from its file.
     """
     found: dict[str, Any] = {}
     for name, value in _walk(mapping, prefix):
@@ -142,7 +94,8 @@ def _walk(mapping: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
                 yield name.removeprefix(prefix), value
 
 
-def _load_npz(path: Path, prefix: str) -> dict[str, Any]:
+def _load_npz(path: Path, prefix: str) -> tuple[list[str], dict[str, Any]]:
+    """All names, and the arrays asked for."""
     import numpy as np
 
     # np.load looks at the content, not at the name: it would take a pickle or a single array too.
@@ -150,14 +103,13 @@ def _load_npz(path: Path, prefix: str) -> dict[str, Any]:
         raise ValueError(f"weights file {path} is not an .npz archive")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            every = archive.files
-            arrays = {name: archive[name] for name in every if name.startswith(prefix)}
+            return archive.files, {name: archive[name] for name in archive.files if name.startswith(prefix)}
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
         raise ValueError(f"weights file {path} cannot be read: {err}") from None
-    return _unless_empty(arrays, every, prefix, path)
 
 
-def _load_safetensors(path: Path, prefix: str) -> dict[str, Any]:
+def _load_safetensors(path: Path, prefix: str) -> tuple[list[str], dict[str, Any]]:
+    """All names, and the arrays asked for."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
@@ -166,18 +118,11 @@ def _load_safetensors(path: Path, prefix: str) -> dict[str, Any]:
         ) from None
     try:
         with safe_open(path, framework="numpy") as archive:
-            every = list(archive.keys())
-            arrays = {name: archive.get_tensor(name) for name in every if name.startswith(prefix)}
+            names = list(archive.keys())
+            return names, {name: archive.get_tensor(name) for name in names if name.startswith(prefix)}
     # The last three are what a dtype unknown to NumPy gives, bfloat16 without ml_dtypes for example.
     except (SafetensorError, ImportError, AttributeError, TypeError) as err:
         raise ValueError(f"weights file {path} cannot be read: {err}") from None
-    return _unless_empty(arrays, every, prefix, path)
-
-
-def _unless_empty(arrays: dict[str, Any], every: list[str], prefix: str, path: Path) -> dict[str, Any]:
-    if not arrays:
-        raise ValueError(f"weights file {path}: {_not_found(every, prefix)}")
-    return arrays
 
 
 def _not_found(names: Iterable[str], prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""The public functions: what they take, give and promise. How a call runs stands in `_calls`."""
+"""The public functions: what they take, give and promise. How a call runs stands in `calls.passes`."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def group_norm(
     ----------
     x : (N, C, ...) ndarray of float16, bfloat16, float32 or float64, or of uint8, int8, uint16 or int16
         The samples. Axis 0 is the batch, `channel_axis` the channels, all others are positions. Any strides and byte
-        order; memory is not copied while samples, channels and positions lie densely in channels-first or channels-last
+        order; memory is not copied if samples, channels and positions lie densely in channels-first or channels-last
         order (slices along the batch, and channels-last slices of 64 channels or more, are dense enough). A memory map
         is read in place. Of integers the result is float32, made in one pass, without a converted copy.
     num_groups : int
@@ -101,11 +101,8 @@ def group_norm(
     >>> numbagn.group_norm(x, 2)[0, 0].round(3)
     array([-1.528, -1.091, -0.655, -0.218], dtype=float32)
     """
-    y: Any
-    y, _, _ = forward(
-        (x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out), False
-    )
-    return y
+    given = x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
+    return forward(given, False)[0]
 
 
 def group_norm_forward(
@@ -143,9 +140,8 @@ def group_norm_forward(
     TypeError, ValueError
         As `group_norm`.
     """
-    return forward(
-        (x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out), True
-    )
+    given = x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
+    return forward(given, True)
 
 
 def group_norm_backward(
@@ -197,13 +193,12 @@ def group_norm_backward(
     -----
     With ``dz = dy * activation'(z)`` and ``g = dz * weight``: ``dx = rstd * (g - mean(g) - x_hat * mean(g *
     x_hat))``, the means over the group; ``dweight`` and ``dbias`` are the sums of ``dz * x_hat`` and of ``dz`` over
-    positions (and samples). For float32 and halves rstd counts as 1e38 at most: beyond, for a constant group with an
-    eps below 1e-76, dx is no number of their dtypes unless what it is made of cancels. The bits of dx, of dresidual and
-    of (N, C) gradients do not depend on the batch, none depend on the threads.
+    positions (and samples). For float32 and halves rstd counts as 1e38 at most: it is more for a constant group with an
+    eps below 1e-76 alone, where dx would exceed the range of these dtypes unless its terms cancel. The bits of dx, of
+    dresidual and of (N, C) gradients do not depend on the batch, none depend on the threads.
     """
-    return backward(
-        (dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out)
-    )
+    given = dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out
+    return backward(given)
 
 
 def instance_norm(
@@ -258,11 +253,8 @@ def instance_norm(
         channels = x.shape[channel_axis]
     except (AttributeError, IndexError, TypeError):
         channels = 1  # the call tells what is wrong
-    y: Any
-    y, _, _ = forward(
-        (x, channels or 1, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out), False
-    )
-    return y
+    given = x, channels or 1, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out
+    return forward(given, False)[0]
 
 
 def layer_norm(
@@ -282,7 +274,7 @@ def layer_norm(
     Parameters
     ----------
     x : (..., *normalized_shape) ndarray of float16, bfloat16, float32 or float64
-        The rows; any number of leading dimensions, none too. Memory is not copied while each row is dense and rows are
+        The rows; any number of leading dimensions, none too. Memory is not copied if each row is dense and rows are
         evenly spaced, in whatever order of the leading dimensions: slices of rows and time-first arrays seen
         batch-first are.
     normalized_shape : int or tuple of int
@@ -328,7 +320,5 @@ def layer_norm(
     >>> numbagn.layer_norm(x, 4)[2].round(3)
     array([-1.342, -0.447,  0.447,  1.342], dtype=float32)
     """
-    y: Any
     given = x, normalized_shape, weight, bias, eps, ROWS, activation, skip, residual, None, None, out
-    y, _, _ = forward(given, False)
-    return y
+    return forward(given, False)[0]

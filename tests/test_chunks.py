@@ -213,7 +213,7 @@ LITTLE_MEMORY = """\
 import re, resource, sys
 import numpy as np
 from pathlib import Path
-from numbagn import files
+from numbagn.command import files
 
 files.BATCH_BYTES = files.CHUNK_BYTES = 2 << 20
 folder, axis, *options = Path(sys.argv[1]), int(sys.argv[2])

@@ -15,7 +15,7 @@ from benchmarks import FIGURES, RESULTS, plot
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = (
-    *("derivatives.functions", "functional", "layers.norms", "layers.base", "moments", "reference", "command.warmup"),
+    *("derivatives.public", "functional", "layers.norms", "layers.base", "moments", "reference", "command.warmup"),
     *("interop.autograd", "interop.mlx"),
 )
 

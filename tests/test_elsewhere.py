@@ -7,7 +7,7 @@ import pytest
 from cases import normal, same_bits
 
 import numbagn
-from numbagn.arrays import families
+from numbagn.arrays import libraries
 
 SHAPE, G = (2, 8, 5), 4
 STATISTICS = np.zeros((2, G)), np.ones((2, G))
@@ -84,7 +84,7 @@ def test_only_what_a_module_offers_is_called_there(monkeypatch):
     pytest.importorskip("dask.array", reason="dask is not installed")
     module = import_module("numbagn.interop.dask")
     assert set(module.__all__) == {"forward", "normalize"}
-    assert import_module(families.DEVICE).__all__ == ["backward", "forward"]
+    assert import_module(libraries.DEVICE).__all__ == ["backward", "forward"]
     monkeypatch.setattr(module, "__all__", ["forward"])
     da = import_module("dask.array")
     assert refusal("normalize", da.ones(SHAPE)).startswith("chunk must be in CPU memory for normalize, got dask.array")

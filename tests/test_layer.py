@@ -10,7 +10,7 @@ import pytest
 from cases import DTYPES, in_layout, normal, same_bits
 
 import numbagn
-from numbagn.layers.norms import Saved
+from numbagn.layers import Saved
 
 bfloat16 = ml_dtypes.bfloat16
 

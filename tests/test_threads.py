@@ -197,7 +197,7 @@ def test_a_start_method_chosen_while_numba_starts_its_threads_is_kept(moment):
     """Before or after, as another thread comes to it."""
     code = f"""
 import multiprocessing
-from numbagn import threads
+from numbagn.calls import threads
 start = numba.get_num_threads
 def chosen(moment):
     if moment == {moment!r}:

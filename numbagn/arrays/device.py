@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .families import bfloat16, detached, of_simulator
+from .libraries import bfloat16, detached, of_simulator
 from .streams import stream_of, torch_stream
 
 __all__ = [

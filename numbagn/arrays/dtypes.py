@@ -1,10 +1,10 @@
-"""The dtypes of x: one row each. How the kernels read and write them stands in `kernels.kinds.KINDS`, by name."""
+"""The dtypes of x, one row each. How the kernels read and write them stands in `kernels.cpu.kinds.KINDS`, by name."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["RESULT_KINDS", "ROWS", "STORED", "Dtype", "dtype_row", "supported"]
+__all__ = ["DTYPES", "RESULT_KINDS", "STORED", "Dtype", "dtype_named", "dtype_row", "supported"]
 
 
 class Dtype(NamedTuple):
@@ -24,7 +24,7 @@ class Dtype(NamedTuple):
         return self._replace(name=f"wide {self.name}", accumulator=np.dtype(np.float64), result="float64")
 
 
-ROWS = (
+DTYPES = (
     Dtype("float16", np.dtype(np.uint16), np.dtype(np.float32), 2.0e-3, "float16"),
     Dtype("bfloat16", np.dtype(np.uint16), np.dtype(np.float32), 1.6e-2, "bfloat16"),
     Dtype("float32", np.dtype(np.float32), np.dtype(np.float32), 2.0e-6, "float32"),
@@ -35,24 +35,34 @@ ROWS = (
     Dtype("uint16", np.dtype(np.uint16), np.dtype(np.float32), 2.0e-6, "float32"),
     Dtype("int16", np.dtype(np.int16), np.dtype(np.float32), 2.0e-6, "float32"),
 )
-_KINDS = ROWS + tuple(row.wide for row in ROWS if row.wide is not row)
+_KINDS = DTYPES + tuple(row.wide for row in DTYPES if row.wide is not row)
 # The position of a name here is the number kernels know the dtype by; the second is the number of its results' dtype.
 STORED = tuple(row.name for row in _KINDS)
 RESULT_KINDS = tuple(STORED.index(row.result) for row in _KINDS)
-_BY_DTYPE = {np.dtype(row.name): row for row in ROWS if row.name != "bfloat16"}
+_BY_DTYPE = {np.dtype(row.name): row for row in DTYPES if row.name != "bfloat16"}
 
 
 def dtype_row(dtype: np.dtype, integers: bool = False) -> Dtype | None:
     """The row of a native dtype, or None: one of the floats', or of the integers' too.
 
-    ml_dtypes' bfloat16 is known by its name; ml_dtypes is never imported.
+    ml_dtypes' bfloat16 is known by its name; ml_dtypes is not imported for it.
     """
     row = _BY_DTYPE.get(dtype)
     if row is None and dtype.name == "bfloat16" and dtype.itemsize == 2:
-        row = _BY_DTYPE[dtype] = ROWS[STORED.index("bfloat16")]
+        row = _BY_DTYPE[dtype] = DTYPES[STORED.index("bfloat16")]
     return row if integers or row is None or row.result == row.name else None
+
+
+def dtype_named(name: str) -> np.dtype:
+    """NumPy's dtype of this name; ImportError for bfloat16 where ml_dtypes, which has it, is not installed."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    dtype: np.dtype = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def supported(integers: bool = False) -> str:
     """The names of these rows, for messages."""
-    return ", ".join(row.name for row in ROWS if integers or row.result == row.name)
+    return ", ".join(row.name for row in DTYPES if integers or row.result == row.name)

@@ -1,206 +1,20 @@
-"""The kinds of array the library takes: how each is recognised and handed to a kernel. No rules about shapes.
-
-One row for each kind. No library is imported to recognise its arrays: before it is loaded there can be none.
-"""
+"""Arrays of all kinds seen as NumPy arrays, and results given back in the kind that came. No rules about shapes."""
 
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from .dtypes import Dtype, dtype_row, supported
+from .libraries import DEVICE, FAMILIES, Family, type_of
 
-__all__ = [
-    "as_array", "bfloat16", "detached", "fitting", "flat", "float_row", "hint", "in_kind", "in_memory",
-    "may_share_memory", "of_simulator", "real_row", "view",
-]  # fmt: skip
+__all__ = ["as_array", "fitting", "flat", "float_row", "hint", "in_kind", "in_memory"]
+__all__ += ["may_share_memory", "real_row", "view"]
 
 Result = TypeVar("Result")
 
-
-class Family(NamedTuple):
-    """One kind of array."""
-
-    library: str  # as in sys.modules
-    owns: Callable[[Any, type], bool]  # (the library, the type of a value): whether it is of this kind
-    view: Callable[[str, Any], np.ndarray]  # (argument's name, array): the same memory, or a TypeError
-    back: Callable[[np.ndarray, Any], Any]  # (result, the array whose kind it is to be of)
-    written: Callable[[Any], None] = lambda out: None  # told that a result was written to its memory
-    # of an array: the module whose `__all__` names functions of ours that it has for this kind; "": ours take its view
-    elsewhere: Callable[[Any], str] = lambda array: ""
-
-
-def _as_it_is(array: np.ndarray, like: Any) -> np.ndarray:
-    return array
-
-
-# ---------------------------------------------------------------------------------------------------------------- torch
-
-
-def detached(name: str, tensor: Any) -> Any:
-    """The tensor without its history, or a TypeError where gradients would be expected to flow."""
-    if not tensor.requires_grad:
-        return tensor
-    if sys.modules["torch"].is_grad_enabled():
-        raise TypeError(
-            f"{name} must not require gradients, which do not flow through; use its .detach() or torch.no_grad()"
-        )
-    return tensor.detach()
-
-
-def _torch_view(name: str, tensor: Any) -> np.ndarray:
-    torch, tensor = sys.modules["torch"], detached(name, tensor)
-    half = tensor.dtype is torch.bfloat16
-    try:
-        # not by DLPack, which forgets a negative bit, and takes twice as long
-        array: np.ndarray = (tensor.view(torch.int16) if half else tensor).numpy()
-    except (TypeError, RuntimeError) as fault:
-        raise TypeError(
-            f"{name} must be a dense tensor in CPU memory, got {_of(tensor)} on {tensor.device}: {_line(fault)}"
-        ) from None
-    return array.view(bfloat16(name)) if half else array
-
-
-def _torch_back(array: np.ndarray, like: Any) -> Any:
-    torch = sys.modules["torch"]
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def _torch_written(out: Any) -> None:
-    """Tell torch's autograd, which then refuses to use what was there before."""
-    if not out.is_inference():  # those have no gradients to spoil
-        sys.modules["torch"].autograd.graph.increment_version(out)
-
-
-def bfloat16(name: str) -> np.dtype:
-    try:
-        from ml_dtypes import bfloat16 as kind
-    except ImportError:
-        raise TypeError(f"{name} must not be bfloat16 without ml_dtypes: pip install 'numbagn[bf16]'") from None
-    dtype: np.dtype = np.dtype(kind)
-    return dtype
-
-
-# ------------------------------------------------------------------------------------------------------------------ JAX
-
-
-def _jax_view(name: str, array: Any) -> np.ndarray:
-    if name == "out":
-        raise TypeError("out must be an array that can be written to, got a jax.Array, which never changes")
-    if isinstance(array, sys.modules["jax"].core.Tracer):
-        raise TypeError(f"{name} must hold values, got a jax.core.Tracer; inside transformations use jax.pure_callback")
-    devices = array.devices()
-    if len(devices) > 1 or next(iter(devices)).platform != "cpu":
-        raise TypeError(f"{name} must lie in CPU memory, got a jax.Array on {', '.join(map(str, devices))}")
-    try:
-        return np.asarray(array)  # without a copy, bfloat16 too
-    except (TypeError, RuntimeError) as fault:
-        raise TypeError(f"{name} must be an array of numbers, got a jax.Array: {_line(fault)}") from None
-
-
-def _jax_back(array: np.ndarray, like: Any) -> Any:
-    """Without a copy where the memory begins at a multiple of 64 bytes, as that of results of 2 MiB and more does.
-
-    float64 (the statistics) stays NumPy's while JAX has no float64: as float32 it would spoil gradients.
-    """
-    jax = sys.modules["jax"]
-    (device,) = like.devices()
-    if array.dtype.name == "bfloat16":  # not known to DLPack as NumPy has it
-        return jax.device_put(array, device)
-    result = sys.modules["jax.numpy"].from_dlpack(array, device=device)
-    return result if result.dtype == array.dtype else array
-
-
-# ---------------------------------------------------------------------------- whatever else keeps to the array standard
-
-
-def _standard_view(name: str, array: Any) -> np.ndarray:
-    try:
-        return np.from_dlpack(array)
-    except (BufferError, RuntimeError, TypeError, ValueError) as fault:
-        raise TypeError(f"{name} must lie in CPU memory, got {_of(array)}: {_line(fault)}") from None
-
-
-def _standard_back(array: np.ndarray, like: Any) -> Any:
-    return like.__array_namespace__().from_dlpack(array)
-
-
-# ----------------------------------------------------------------------------------------------------------------- dask
-
-
-def _dask_view(name: str, array: Any) -> np.ndarray:
-    raise TypeError(f"{name} must be in memory here, got {_of(array)}; use its .compute()")
-
-
-# ----------------------------------------------------------------------------------------------------------------- GPUs
-
-DEVICE = "numbagn.calls.gpu.passes"
-
-
-def _device_view(name: str, array: Any) -> np.ndarray:
-    raise TypeError(f"{name} must lie in CPU memory here, got {_of(array)}; copy it there")
-
-
-def _on_device(kind: type) -> bool:
-    taken = hasattr(kind, "__cuda_array_interface__") and not hasattr(kind, "as_subclass")  # no tensors with a meaning
-    return taken or of_simulator(kind)
-
-
-def of_simulator(kind: type) -> bool:
-    """Whether it is the type of the device arrays of Numba's simulator, which have no interface."""
-    return kind.__name__ == "FakeCUDAArray" and kind.__module__.endswith("simulator.cudadrv.devicearray")
-
-
-# ----------------------------------------------------------------------------------------------------------------- rows
-
-_FAMILIES = (
-    Family(
-        "numpy",
-        lambda numpy, kind: kind in (numpy.ndarray, numpy.memmap),
-        lambda name, array: np.asarray(array),
-        _as_it_is,
-    ),
-    Family(
-        "torch",
-        lambda torch, kind: kind in (torch.Tensor, torch.nn.Parameter),
-        _torch_view,
-        _torch_back,
-        _torch_written,
-        lambda tensor: DEVICE if tensor.is_cuda else "",
-    ),
-    Family(
-        "jax",
-        lambda jax, kind: issubclass(kind, (jax.Array, jax.core.Tracer)),
-        _jax_view,
-        _jax_back,
-    ),
-    Family(
-        "builtins",  # any library; behind JAX, whose arrays on a CPU have the attribute
-        lambda builtins, kind: _on_device(kind),
-        _device_view,
-        _as_it_is,
-        elsewhere=lambda array: DEVICE,
-    ),
-    Family(
-        "dask.array",
-        lambda array, kind: issubclass(kind, array.Array),
-        _dask_view,
-        _as_it_is,
-        elsewhere=lambda array: "numbagn.interop.dask",
-    ),
-    Family(
-        "numpy",  # where nothing more is needed
-        lambda numpy, kind: (
-            hasattr(kind, "__dlpack__") and hasattr(kind, "__array_namespace__") and not issubclass(kind, numpy.ndarray)
-        ),
-        _standard_view,
-        _standard_back,
-    ),
-)
 _known: dict[type, Family] = {}
 
 
@@ -212,9 +26,9 @@ def _family(name: str, value: Any) -> Family:
     kind = type(value)
     row = _known.get(kind)
     if row is None:
-        row = next((row for row in _FAMILIES if _owns(row, kind)), None)
+        row = next((row for row in FAMILIES if _owns(row, kind)), None)
         if row is None:
-            raise TypeError(f"{name} must be a numpy.ndarray, got {_of(value)}{hint(value)}")
+            raise TypeError(f"{name} must be a numpy.ndarray, got {type_of(value)}{hint(value)}")
         _known[kind] = row
     return row
 
@@ -244,15 +58,6 @@ def hint(value: Any) -> str:
     return ""
 
 
-def _of(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _line(fault: Exception) -> str:
-    """The first sentence of what a library says."""
-    return str(fault).strip().partition("\n")[0]
-
-
 # ---------------------------------------------------------------------------------------------------------- in and out
 
 
@@ -279,6 +84,7 @@ def as_array(name: str, value: Any) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+# What most arguments are that are no arrays: not asked for anything.
 _NO_ARRAYS = frozenset((type(None), bool, int, float, str))
 
 
@@ -286,7 +92,7 @@ def in_memory(public: str, name: str, value: Any) -> None:
     """Refuse an array that only another module could take, in the name of the public function, which has none there."""
     if type(value) is not np.ndarray and _family(name, value).elsewhere(value):
         cure = "use its .compute()" if hasattr(value, "compute") else "copy it there"
-        raise TypeError(f"{name} must be in CPU memory for {public}, got {_of(value)}; {cure}")
+        raise TypeError(f"{name} must be in CPU memory for {public}, got {type_of(value)}; {cure}")
 
 
 def in_kind(
@@ -300,8 +106,9 @@ def in_kind(
             return in_kind(this_function, given)
 
     and then has a plain `x` and `out`; `as_array` takes the others in any kind. Only results that are plain arrays, or
-    tuples of them, are turned into others, of the kind of the argument `lead`. `public`: what users call the function,
-    where that is not its name.
+    tuples of them, are turned into others, of the kind of the argument `lead`. Where arrays of that kind are worked on
+    by another module (`Family.elsewhere`), its function of the same name is called instead, with the arguments as they
+    are. `public`: what users call the function, where that is not its name.
     """
     leader, out = getattr(given, lead), getattr(given, "out", None)
     row = _family(lead, leader)
@@ -364,12 +171,8 @@ class _Memory:
 
     def __init__(self, array: np.ndarray, storage: np.dtype):
         self.array = array
-        self.__array_interface__ = {
-            "shape": (1,),
-            "typestr": storage.str,
-            "data": (array.__array_interface__["data"][0], False),
-            "version": 3,
-        }
+        place = array.__array_interface__["data"][0], False  # not read-only
+        self.__array_interface__ = {"shape": (1,), "typestr": storage.str, "data": place, "version": 3}
 
 
 def flat(array: np.ndarray, storage: np.dtype) -> np.ndarray:

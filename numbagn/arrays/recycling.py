@@ -50,9 +50,8 @@ class Buffer:
         self.memory = np.empty(nbytes + ALIGNMENT, np.uint8)
         self.size = self.memory.size
         address = self.memory.__array_interface__["data"][0]
-        self.__array_interface__ = {
-            "shape": (nbytes,), "typestr": "|u1", "data": (address + -address % ALIGNMENT, False), "version": 3,
-        }  # fmt: skip
+        place = address + -address % ALIGNMENT, False  # not read-only
+        self.__array_interface__ = {"shape": (nbytes,), "typestr": "|u1", "data": place, "version": 3}
         self.lease: Callable[[], Any] = lambda: None  # the one that holds it; None: it is free
 
     def leased(self) -> np.ndarray:

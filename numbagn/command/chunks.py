@@ -4,8 +4,6 @@ Groups that fit a chunk, all their values together, take one call. Of others the
 each chunk is normalized by them.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator
@@ -31,15 +29,15 @@ class Norm:
     """What is asked for, the same for all parts of an array; `work` is the dtype whose precision is enough."""
 
     num_groups: int
-    weight: Any
-    bias: Any
-    eps: float
-    channel_axis: int
-    activation: str | None
     work: np.dtype[Any]
+    weight: Any = None
+    bias: Any = None
+    eps: float = 1e-5
+    channel_axis: int = 1
+    activation: str | None = None
 
-    def of(self, samples: slice, channels: slice, groups: int) -> Norm:
-        """What it is for these samples and channels, which are so many groups."""
+    def of(self, samples: slice, channels: slice, groups: int) -> "Norm":
+        """The same for a part of the array: these samples, and these channels, which are so many groups."""
         weight, bias = (
             # (N, C) parameters belong to samples and are cut like them
             p if not isinstance(p, np.ndarray) else p[samples, channels] if p.ndim == 2 else p[channels]
@@ -120,24 +118,12 @@ def boxes(
     most: int,
     whole_groups: bool = False,
 ) -> Iterator[Box]:
-    """Cut an array into boxes of consecutive memory, as its elements lie one behind the other in memory.
+    """Cut an array into boxes of consecutive memory, in the order of memory; gives the index of each.
 
-    Parameters
-    ----------
-    shape, strides : tuple of int
-        Of an array that is dense in some order of its axes; axis 0 is the batch.
-    channel_axis, group : int
-        The axis of the channels and how many of them are a group. A box has channels of one group, or whole groups.
-    most : int
-        Elements of a box, where that can be.
-    whole_groups : bool, optional
-        Cut no group of any sample: boxes are then larger than `most` where such a group is, or where groups or samples
-        are interleaved in memory.
-
-    Yields
-    ------
-    tuple of slice
-        The index of each box.
+    The array, of this shape and these strides, is dense in some order of its axes; axis 0 is the batch, and `group`
+    channels are one group. A box has channels of one group, or whole groups, and at most `most` elements where that can
+    be. With `whole_groups` no group of any sample is cut: boxes are then larger than `most` where such a group is, or
+    where groups or samples are interleaved in memory.
     """
     order = sorted(range(len(shape)), key=lambda axis: -abs(strides[axis]) if shape[axis] > 1 else 0)
     steps = list(shape)
@@ -168,21 +154,9 @@ def _spans(length: int, step: int, group: int) -> list[slice]:
 
 
 def normalize_chunks(x: Array, y: Array, norm: Norm, most: int) -> Iterator[float]:
-    """Normalize x into y, never more than about `most` elements at a time.
+    """Normalize x (N, C, ...) into y, never more than about `most` elements at a time.
 
-    Parameters
-    ----------
-    x, y : (N, C, ...) ndarray
-        Dense, of one memory order; y is written to.
-    norm : Norm
-        What is asked for.
-    most : int
-        Elements of a chunk.
-
-    Yields
-    ------
-    float
-        After each step, the share of all work that is done.
+    Both are dense, of one memory order. Gives the share of all work that is done after each step.
     """
     axis, group, done = norm.channel_axis % x.ndim, x.shape[norm.channel_axis] // norm.num_groups, 0.0
     for box in boxes(x.shape, x.strides, axis, group, most, whole_groups=True):

@@ -1,14 +1,11 @@
 """Normalise an array file into another one, larger than memory too; the new file appears whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
 import secrets
 import signal
 import stat
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,40 +50,22 @@ def normalize_file(
     target: str | os.PathLike[str],
     num_groups: int,
     *,
-    weight: Any = None,
-    bias: Any = None,
-    eps: float = 1e-5,
-    channel_axis: int = 1,
-    activation: str | None = None,
     dtype: str | None = None,
     add_batch_axis: bool = False,
     progress: Callable[[float, int], None] | None = None,
+    **options: Any,
 ) -> Report:
-    """
-    Apply group normalization to an ``.npy`` file.
+    """Apply group normalization to an ``.npy`` file; `source` and `target` may be the same.
 
-    Parameters
-    ----------
-    source, target : path
-        ``.npy`` files, which may be the same. `target` is replaced in one step at the end, or left as it was.
-    num_groups, weight, bias, eps, channel_axis, activation
-        As in `numbagn.group_norm`.
-    dtype : {"float16", "float32", "float64"}, optional
-        dtype of the new file. By default that of `source`, float32 where it holds integers. The work is done in a
-        dtype that holds both, so that no value of `source` is rounded or overflows before it is normalised; of 64-bit
-        integers, which none holds, with their differences from the first of their group, exact below 2**53.
-    add_batch_axis : bool, optional
-        `source` holds one sample without a batch axis; `channel_axis` counts with that axis put in front.
-    progress : callable, optional
-        Called with the number of samples done and their total: at the start and after every batch, or every chunk of
-        a sample that is cut, with fractions then.
+    `options` are weight, bias, eps, channel_axis and activation of `numbagn.group_norm`. With `add_batch_axis` the file
+    holds one sample without a batch axis, and `channel_axis` counts with that axis put in front. `progress` is called
+    with the number of samples done and their total: at the start and after every batch, or every chunk of a sample that
+    is cut, with fractions then.
 
-    Returns
-    -------
-    Report
+    The new file has the dtype asked for, by default that of the old one, float32 where that holds integers. The work is
+    done in a dtype that holds both, so that no value is rounded or overflows before it is normalised; of 64-bit
+    integers, which none holds, with their differences from the first of their group, exact below 2**53.
 
-    Notes
-    -----
     Both files are memory-mapped and worked through in batches of samples; a sample larger than CHUNK_BYTES in chunks:
     of whole groups if they are not larger themselves, else in two passes, one for the statistics (see
     `numbagn.group_moments`) and one that normalises. So each byte is read twice at most and written once, in the order
@@ -94,20 +73,21 @@ def normalize_file(
     Fortran order, and then for one batch or one chunk. The new file has the memory order of the old one. In Fortran
     order the samples are interleaved and all are worked on together.
     """
-    started = time.perf_counter()
+    started, show = time.perf_counter(), progress or (lambda done, total: None)
     file = _open_input(Path(source))
     x = file[np.newaxis] if add_batch_axis else file
     if x.ndim < 2:
         hint = "" if add_batch_axis else "; for one sample without a batch axis use --add-batch-axis"
         raise ValueError(f"{source} holds an array of shape {file.shape}; allowed: at least (N, C){hint}")
     work, final = _choose_dtypes(file.dtype, dtype, source)
-    if np.ndim(weight) == 2 or np.ndim(bias) == 2:
-        _check_per_sample(weight, bias, x.shape[0])
-
-    norm = Norm(num_groups, weight, bias, eps, channel_axis, activation, work)
+    norm, samples = Norm(num_groups, work, **options), x.shape[0]
+    parameters = {"weight": norm.weight, "bias": norm.bias}
+    for name, value in parameters.items():
+        if np.ndim(value) == 2 and len(value) != samples:
+            raise ValueError(f"{name} has shape {np.shape(value)}, one row a sample; allowed: {samples} rows")
     # An empty batch costs nothing and has every argument checked before a file is created.
     norm.of(slice(0, 0), slice(None), num_groups).apply(np.empty((0, *x.shape[1:]), work), None)
-    for name, value in (("weight", weight), ("bias", bias)):
+    for name, value in parameters.items():
         if value is not None:
             fitting(name, value, np.result_type(work, np.float32))
 
@@ -115,26 +95,19 @@ def normalize_file(
     with stop_signals() as check_signals, replacing(Path(target)) as temporary:
         new_file = _create(temporary, final, file.shape, fortran)
         y = new_file[np.newaxis] if add_batch_axis else new_file
-        samples = x.shape[0]
         itemsize = max(file.dtype.itemsize, work.itemsize)
         step = max(1, samples if fortran else BATCH_BYTES // max(1, x[:1].size * itemsize))
         most = max(1, CHUNK_BYTES // itemsize)
         for start in range(0, samples, step):
             rows = slice(start, min(start + step, samples))
-            if progress is not None:
-                progress(start, samples)
+            show(start, samples)
             check_signals()
             own = norm.of(rows, slice(None), num_groups)
-            part, into = np.asarray(x[rows]), np.asarray(y[rows])
-            if part.size <= most:
-                own.apply(part, into)
-                continue
-            for share in normalize_chunks(part, into, own, most):
-                if progress is not None and share < 1:
-                    progress(start + share * (rows.stop - start), samples)
+            for share in normalize_chunks(np.asarray(x[rows]), np.asarray(y[rows]), own, most):
+                if share < 1:
+                    show(start + share * (rows.stop - start), samples)
                 check_signals()
-        if progress is not None:
-            progress(samples, samples)
+        show(samples, samples)
         new_file.flush()
         shape, nbytes = file.shape, file.nbytes + new_file.nbytes
         # Windows replaces no file that is still mapped.
@@ -169,12 +142,6 @@ def _choose_dtypes(
     return np.result_type(native, final), final
 
 
-def _check_per_sample(weight: Any, bias: Any, samples: int) -> None:
-    for name, value in (("weight", weight), ("bias", bias)):
-        if np.ndim(value) == 2 and len(value) != samples:
-            raise ValueError(f"{name} has shape {np.shape(value)}, one row a sample; allowed: {samples} rows")
-
-
 def _create(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool) -> np.memmap[Any, Any]:
     """Make `path` an .npy file of zeros and map it for writing."""
     try:
@@ -187,8 +154,7 @@ def _create(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: b
 
 
 def _reserve(path: Path) -> None:
-    """
-    Give every byte of `path` its place on the disk.
+    """Give every byte of `path` its place on the disk.
 
     A full disk is then an OSError here. In a mapped file with holes it would be a SIGBUS in the middle of the work,
     which no Python code survives.
@@ -213,18 +179,10 @@ def _reserve(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """
-    Give the path of a new, empty file in `target`'s folder that takes `target`'s place when the block ends well.
+    """Give the path of a new, empty file in `target`'s folder that takes `target`'s place when the block ends well.
 
-    Parameters
-    ----------
-    target : Path
-        May exist or not; a link is followed. Untouched when the block raises anything at all.
-
-    Yields
-    ------
-    Path
-        The temporary file; gone after the block.
+    `target` may exist or not; a link is followed. It is untouched when the block raises anything at all, and the new
+    file is gone then.
     """
     target = Path(os.path.realpath(target))
     mode = None
@@ -261,14 +219,10 @@ def _sync(path: Path, flags: int) -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], None]]:
-    """
-    Turn SIGINT, SIGTERM and SIGHUP into one `Stopped` exception, so that clean-up runs, once and to its end.
+    """Turn SIGINT, SIGTERM and SIGHUP into one `Stopped` exception, so that clean-up runs, once and to its end.
 
-    Yields
-    ------
-    callable
-        Raises `Stopped` again if a signal came: an exception raised by a signal while some library's callback runs
-        can be lost there. Does nothing otherwise.
+    Gives a function that raises `Stopped` again if a signal came: an exception raised by a signal while some library's
+    callback runs can be lost there.
     """
     received: list[int] = []
 
@@ -297,19 +251,12 @@ def stop_signals() -> Iterator[Callable[[], None]]:
 
 
 class ProgressBar:
-    """
-    A bar on one line of a terminal, gone when the work is done.
-
-    Parameters
-    ----------
-    stream : text stream
-        Where to draw, stderr as a rule.
-    """
+    """A bar on one line of a terminal, gone when the work is done."""
 
     WIDTH = 30
     INTERVAL = 0.1
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._drawn = 0
         self._started = time.perf_counter()
@@ -330,7 +277,7 @@ class ProgressBar:
             tail = f"0/{total} samples (the first batch may have to wait for the compiler, a few seconds)"
         self._write(f"[{'#' * filled}{'.' * (self.WIDTH - filled)}] {share:4.0%} {tail}")
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *failure: object) -> None:

@@ -1,24 +1,26 @@
 """The self-check behind `python -m numbagn`: what is installed, is it right, is it fast."""
 
-from __future__ import annotations
-
-import importlib
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+
+import numbagn
+
+from ..arrays.dtypes import dtype_named
+from .bench.machine import processor_name
 
 Array = Any
 
-# One (N, C, H, W) shape for accuracy: small enough that the float64 definition costs nothing, and an odd size.
-SHAPE = (2, 32, 33, 31)
-GROUPS = 8
-SPEED_SHAPE = (2, 320, 64, 64)
-SPEED_GROUPS = 32
+# (N, C, H, W) and the number of groups, for accuracy: so small that the float64 definition costs nothing, odd sizes.
+SMALL = (2, 32, 33, 31), 8
+LARGE = (2, 320, 64, 64), 32
 SPEED_ROUNDS = 15
 EPS = 1e-5
 
@@ -42,18 +44,13 @@ CASES = (
 
 
 def run() -> int:
-    """
-    Print versions, accuracy and speed, and say in words whether all is well.
-
-    Returns
-    -------
-    int
-        0 when every check holds, else 1.
-    """
+    """Print versions, accuracy and speed, and say in words whether all is well; gives 0 if it is, else 1."""
     faults: list[str] = []
     try:
         _print_versions()
-        if _numba().config.DISABLE_JIT:
+        from numba import config
+
+        if config.DISABLE_JIT:
             faults.append("NUMBA_DISABLE_JIT is set: nothing is compiled, so there is nothing to check")
         else:
             _compile()
@@ -71,11 +68,11 @@ def run() -> int:
 
 
 def _print_versions() -> None:
-    from numbagn import __version__
-
-    print(f"numbagn {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    print(
+        f"numbagn {numbagn.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    )
     print("packages:", ", ".join(f"{name} {_version(name)}" for name in ("numba", "llvmlite", "numpy", "ml_dtypes")))
-    print("CPU:     ", _cpu_name())
+    print(f"CPU:      {processor_name()}, {os.cpu_count()} logical cores")
     print("GPU:     ", _gpu())
 
 
@@ -98,25 +95,9 @@ def _gpu() -> str:
         return f"none found by numba-cuda {_version('numba-cuda')}"
 
 
-def _cpu_name() -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux
-    return f"{name}, {os.cpu_count()} logical cores"
-
-
-def _numba() -> Any:
-    # numba's type hints name neither its settings nor its threading layer; a module imported like this is Any.
-    return importlib.import_module("numba")
-
-
 def _print_threads() -> None:
-    numba = _numba()
+    import numba
+
     try:
         layer = f"threading layer {numba.threading_layer()}"
     except ValueError:
@@ -131,18 +112,13 @@ def _compile() -> None:
     for case in CASES:
         dtype = _dtype(case.dtype)
         if dtype is not None:
-            _group_norm(*_inputs(SHAPE, dtype, case.offset), GROUPS)
-    x, weight, bias = _inputs(SPEED_SHAPE, _dtype("float32"), 0.0)
-    _group_norm(x, weight, bias, SPEED_GROUPS)
+            numbagn.group_norm(*_arguments(*SMALL, dtype, case.offset))
+    numbagn.group_norm(*_arguments(*LARGE))
     print(f"{time.perf_counter() - started:.1f} s")
 
 
 def _check_accuracy() -> list[str]:
-    import numpy as np
-
-    from numbagn import reference
-
-    definition: Callable[..., tuple[Array, Array, Array]] = reference.group_norm  # has no type hints of its own
+    definition: Callable[..., tuple[Array, Array, Array]] = numbagn.reference.group_norm  # has no type hints itself
     print("\naccuracy, against the definition in float64")
     print(f"  {'dtype':<10}{'mean of x':>10}{'max error':>12}{'allowed':>12}")
     faults = []
@@ -151,9 +127,9 @@ def _check_accuracy() -> list[str]:
         if dtype is None:
             print(f"  {case.dtype:<10}{'':>10}  not checked, ml_dtypes is not installed")
             continue
-        x, weight, bias = _inputs(SHAPE, dtype, case.offset)
-        expected, _, _ = definition(x, GROUPS, weight, bias, EPS)
-        error = float(np.max(np.abs(_group_norm(x, weight, bias, GROUPS).astype(np.float64) - expected)))
+        arguments = _arguments(*SMALL, dtype, case.offset)
+        expected, _, _ = definition(*arguments)
+        error = float(np.max(np.abs(numbagn.group_norm(*arguments).astype(np.float64) - expected)))
         allowed = case.allowed or 0.51 * _spacing(dtype) * float(np.max(np.abs(expected)))
         good = error <= allowed  # False for NaN
         print(f"  {case.dtype:<10}{case.offset:>10g}{error:>12.1e}{allowed:>12.1e}  {'ok' if good else 'WRONG'}")
@@ -163,36 +139,22 @@ def _check_accuracy() -> list[str]:
 
 
 def _check_bits() -> list[str]:
-    import numpy as np
-
-    x, weight, bias = _inputs(SPEED_SHAPE, _dtype("float32"), 0.0)
-    batch = _group_norm(x, weight, bias, SPEED_GROUPS)
-    alone = _group_norm(x[1:], weight, bias, SPEED_GROUPS)
+    x, *others = _arguments(*LARGE)
+    batch, alone = numbagn.group_norm(x, *others), numbagn.group_norm(x[1:], *others)
     same = np.array_equal(batch[1:].view(np.uint32), alone.view(np.uint32))
     print(f"  a sample alone and in a batch: {'the same bits' if same else 'DIFFERENT BITS'}")
     return [] if same else ["a sample gets other bits alone than in a batch"]
 
 
 def _show_speed() -> None:
-    import numpy as np
-
-    x, weight, bias = _inputs(SPEED_SHAPE, _dtype("float32"), 0.0)
-    out = np.empty_like(x)
-    moved = 2 * x.nbytes
-
-    def copy() -> None:
-        np.copyto(out, x)
-
-    def norm() -> None:
-        _group_norm(x, weight, bias, SPEED_GROUPS, out=out)
-
-    def definition() -> None:
-        _definition(x, weight, bias, SPEED_GROUPS)
-
-    times = _time((norm, copy, definition), SPEED_ROUNDS)
+    arguments = _arguments(*LARGE)
+    x, groups, *_ = arguments
+    out, moved = np.empty_like(x), 2 * x.nbytes
+    norm = partial(numbagn.group_norm, *arguments, out=out)
+    times = _time((norm, partial(np.copyto, out, x), partial(_definition, *arguments)), SPEED_ROUNDS)
     medians = [statistics.median(seconds) for seconds in times]
-    shape = "x".join(str(size) for size in SPEED_SHAPE)
-    print(f"\nspeed, {shape} float32, {SPEED_GROUPS} groups, {moved / 1e6:.0f} MB read and written")
+    shape = "x".join(map(str, x.shape))
+    print(f"\nspeed, {shape} float32, {groups} groups, {moved / 1e6:.0f} MB read and written")
     for name, median in zip(("numbagn", "NumPy copy", "NumPy definition"), medians, strict=True):
         print(f"  {name:<18}{median * 1e3:>8.2f} ms{moved / median / 1e9:>8.1f} GB/s")
     to_copy, to_definition = medians[0] / medians[1], medians[2] / medians[0]
@@ -203,7 +165,7 @@ def _show_speed() -> None:
         print("  the environment variable OMP_WAIT_POLICY=passive helps then")
 
 
-def _time(functions: tuple[Callable[[], None], ...], rounds: int) -> list[list[float]]:
+def _time(functions: tuple[Callable[[], object], ...], rounds: int) -> list[list[float]]:
     """Time functions in turn, so that a change of the machine's mood meets all of them."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds + 1):
@@ -214,50 +176,35 @@ def _time(functions: tuple[Callable[[], None], ...], rounds: int) -> list[list[f
     return [seconds[1:] for seconds in times]  # the first round warms up
 
 
-def _definition(x: Array, weight: Array, bias: Array, num_groups: int) -> Array:
+def _definition(x: Array, num_groups: int, weight: Array, bias: Array, eps: float) -> Array:
     """Write group normalization as one would in NumPy, in the dtype of `x`."""
-    import numpy as np
-
     grouped = x.reshape(x.shape[0], num_groups, -1)
-    normalized = (grouped - grouped.mean(2, keepdims=True)) / np.sqrt(grouped.var(2, keepdims=True) + EPS)
+    normalized = (grouped - grouped.mean(2, keepdims=True)) / np.sqrt(grouped.var(2, keepdims=True) + eps)
     per_channel = (-1,) + (1,) * (x.ndim - 2)
     return normalized.reshape(x.shape) * weight.reshape(per_channel) + bias.reshape(per_channel)
 
 
-def _group_norm(x: Array, weight: Array, bias: Array, num_groups: int, out: Array = None) -> Array:
-    import numbagn
+def _arguments(shape: tuple[int, ...], groups: int, dtype: Any = np.float32, offset: float = 0.0) -> tuple[Any, ...]:
+    """Give x, num_groups, weight, bias and eps, the same numbers on every machine.
 
-    return numbagn.group_norm(x, num_groups, weight, bias, EPS, out=out)
-
-
-def _inputs(shape: tuple[int, ...], dtype: Any, offset: float) -> tuple[Array, Array, Array]:
-    """Give the same numbers on every machine: x of variance 1 around `offset`, a weight of at most 1, a bias."""
-    import numpy as np
-
+    x has variance 1 around `offset`, no weight is above 1.
+    """
     random = np.random.default_rng(20180322)
     x = (random.standard_normal(shape) + offset).astype(dtype)
     weight = random.uniform(0.5, 1.0, shape[1]).astype(np.float32)
     bias = random.uniform(-0.5, 0.5, shape[1]).astype(np.float32)
-    return x, weight, bias
+    return x, groups, weight, bias, EPS
 
 
 def _dtype(name: str) -> Any:
     """Give a NumPy dtype, or None for bfloat16 where ml_dtypes is not installed."""
-    import numpy as np
-
-    if name != "bfloat16":
-        return np.dtype(name)
     try:
-        import ml_dtypes
+        return dtype_named(name)
     except ImportError:
         return None
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 def _spacing(dtype: Any) -> float:
     """Give the gap between 1 and the next number."""
-    import numpy as np
-
-    one = np.ones(1, dtype)
-    bits = one.view(np.uint16) + np.uint16(1)
+    bits = np.ones(1, dtype).view(np.uint16) + np.uint16(1)
     return float(bits.view(dtype)[0]) - 1.0

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays.dtypes import dtype_row, supported
+from ..arrays.dtypes import dtype_named, dtype_row, supported
 from ..calls.checks import activation_code, shown
 from ..calls.loading import kernels
 from ..calls.threads import limit
@@ -124,12 +124,8 @@ def _several(name: str, values: Any) -> list[Any]:
 
 
 def _dtype(value: Any) -> np.dtype[Any]:
-    if value == "bfloat16":
-        import ml_dtypes
-
-        value = ml_dtypes.bfloat16
     try:
-        dtype: np.dtype[Any] | None = np.dtype(value)
+        dtype: np.dtype[Any] | None = dtype_named(value) if value == "bfloat16" else np.dtype(value)
     except (TypeError, ValueError):
         dtype = None
     if dtype is None or value is None or dtype_row(dtype, integers=True) is None:

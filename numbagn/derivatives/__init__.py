@@ -1,5 +1,5 @@
 """Derivatives beyond the gradient: forward mode, and second derivatives."""
 
-from .functions import group_norm_double_backward, group_norm_jvp
+from .public import group_norm_double_backward, group_norm_jvp
 
 __all__ = ["group_norm_double_backward", "group_norm_jvp"]

@@ -43,7 +43,7 @@ STRAIGHT = 800.0
 
 
 class Direction(NamedTuple):
-    """Where to: of x (and skip), weight, bias and residual; None stands for zeros."""
+    """How x (and skip), weight, bias and residual change together; None stands for zeros."""
 
     x: Any = None
     weight: Any = None
@@ -60,11 +60,9 @@ def tangent(call: Forward, along: Direction) -> tuple[Any, Any]:
     if type(x) is not np.ndarray:
         return in_kind(tangent, call, along, public="group_norm_jvp")
     p = problem(x, num_groups, eps, channel_axis, activation)
-    w, b = parameter("weight", weight, p), parameter("bias", bias, p)
-    dw = _like("dweight", parameter("dweight", along.weight, p), w)
-    db = _like("dbias", parameter("dbias", along.bias, p), b)
-    v, r = _required("dx", along.x, p), operand("residual", residual, p)
-    dr = operand("dresidual", along.residual, p)
+    w, b, r = parameter("weight", weight, p), parameter("bias", bias, p), operand("residual", residual, p)
+    _required("dx", along.x)
+    v, dw, db, dr = _direction(p, (w, b, r), along, "d")
     y, mean, rstd = forward(call._replace(num_groups=p.G, eps=p.eps, channel_axis=p.channel_axis), True)
     dy, wide, axis = array_like(x, p.result), p.dtype.accumulator, p.channel_axis
     for part in _stretches(p, TANGENT_ELEMENTS):
@@ -92,18 +90,23 @@ def tangent(call: Forward, along: Direction) -> tuple[Any, Any]:
     return y, dy
 
 
-def _required(name: str, value: Any, p: Problem) -> Array:
-    array = operand(name, value, p)
-    if array is None:
+def _required(name: str, value: Any) -> None:
+    if value is None:
         raise TypeError(f"{name} must be a numpy.ndarray, got None")
-    return array
 
 
-def _like(name: str, direction: Array | None, given: Array | None) -> Array | None:
-    """Refuse the direction of a parameter that has another shape than the parameter."""
-    if direction is not None and given is not None and direction.shape != given.shape:
-        raise ValueError(f"{name} must have {name.lstrip('d')}'s shape {given.shape}, got {direction.shape}")
-    return direction
+def _direction(p: Problem, given: tuple[Array | None, ...], along: Direction, prefix: str) -> Direction:
+    """A direction, checked against the (weight, bias, residual) given; its arrays are named with a prefix."""
+    *parameters, residual = given
+    if along.residual is not None and residual is None:
+        raise ValueError(f"{prefix}residual must be None where residual is")
+    checked = {}
+    for name, value, of in zip(("weight", "bias"), along[1:3], parameters, strict=True):
+        array = checked[name] = parameter(f"{prefix}{name}", value, p)
+        if array is not None and of is not None and array.shape != of.shape:
+            raise ValueError(f"{prefix}{name} must have {name}'s shape {of.shape}, got {array.shape}")
+    x, residual = operand(f"{prefix}x", along.x, p), operand(f"{prefix}residual", along.residual, p)
+    return Direction(x, **checked, residual=residual)
 
 
 def _stretches(p: Problem, elements: int) -> Iterator[slice]:
@@ -161,7 +164,7 @@ def _mean(v: Array) -> Array:
 
 
 class _Point(NamedTuple):
-    """Some samples in float64, (n, G, D, S), and the slopes there."""
+    """What is known of some samples in float64, (n, G, D, S), and the activation's first two derivatives there."""
 
     x_hat: Array
     rstd: Array
@@ -211,6 +214,9 @@ class _Inputs(NamedTuple):
         slope: Any = ACTIVATIONS[self.activation][1]
         return _Point(x_hat, rstd, w, slope(z), CURVATURES[self.activation](z))
 
+    def checked(self, along: Direction, prefix: str) -> Direction:
+        return _direction(self.p, (self.weight, self.bias, self.residual), along, prefix)
+
     def direction(self, to: Direction, part: slice) -> tuple[Array, Any, Any]:
         """Of some samples: the directions of x and weight, and those of bias and residual together."""
         v = np.zeros((part.stop - part.start, self.p.G, self.p.C // self.p.G, self.p.S)) + self.like_x(to.x, part)
@@ -231,21 +237,6 @@ def _inputs(call: Backward) -> _Inputs:
     return _Inputs(p, call.activation, mean, rstd, weight, bias, skip, residual)
 
 
-def _direction(inputs: _Inputs, along: Direction, prefix: str) -> Direction:
-    """A direction, checked; `prefix` stands before the names of what it is one of."""
-    p = inputs.p
-    if along.residual is not None and inputs.residual is None:
-        raise ValueError(f"{prefix}residual must be None where residual is")
-    weight = parameter(f"{prefix}weight", along.weight, p)
-    bias = parameter(f"{prefix}bias", along.bias, p)
-    return Direction(
-        operand(f"{prefix}x", along.x, p),
-        _like(f"{prefix}weight", weight, inputs.weight),
-        _like(f"{prefix}bias", bias, inputs.bias),
-        operand(f"{prefix}residual", along.residual, p),
-    )
-
-
 def double_backward(call: Backward, along: Direction) -> tuple[Any, ...]:
     """(grad_dy, grad_x, grad_weight, grad_bias) of `numbagn.group_norm_double_backward`, and grad_residual."""
     if type(call.x) is not np.ndarray:
@@ -253,8 +244,8 @@ def double_backward(call: Backward, along: Direction) -> tuple[Any, ...]:
     dy, x, weight, bias, residual = call.dy, call.x, call.weight, call.bias, call.residual
     inputs = _inputs(call)
     p = inputs.p
-    upstream = _required("dy", dy, p)
-    to = _direction(inputs, along, "dd")
+    _required("dy", dy)
+    upstream, to = operand("dy", dy, p), inputs.checked(along, "dd")
     results = [array_like(a, a.dtype.newbyteorder("=")) for a in (dy, x, *([] if residual is None else [residual]))]
     sums = np.zeros((2, p.N, p.C))
     for part in _stretches(p, SECOND_ELEMENTS):
@@ -284,7 +275,7 @@ def double_backward(call: Backward, along: Direction) -> tuple[Any, ...]:
 def second_tangent(one: Direction, two: Direction, call: Backward) -> Any:
     """How the tangent of y in one direction changes along another: what forward mode over forward mode asks for."""
     inputs = _inputs(call)
-    directions = [_direction(inputs, along, "d") for along in (one, two)]
+    directions = [inputs.checked(along, "d") for along in (one, two)]
     result = array_like(call.x, inputs.p.x.dtype)
     for part in _stretches(inputs.p, SECOND_ELEMENTS):
         with np.errstate(all="ignore"):

@@ -78,9 +78,8 @@ class _Call(NamedTuple):
 
     def forward(self, x: Any, weight: Any, bias: Any, residual: Any) -> Forward:
         """The arguments of the forward pass at a point."""
-        return Forward(
-            x, self.num_groups, weight, bias, self.eps, self.channel_axis, self.activation, residual=residual
-        )
+        given = Forward(x, self.num_groups, weight, bias, self.eps, self.channel_axis, self.activation)
+        return given._replace(residual=residual)
 
     def backward(self, dy: Any, x: Any, weight: Any, bias: Any, residual: Any) -> Backward:
         """The arguments of the backward pass."""
@@ -182,8 +181,9 @@ def _tangent_jvp(argnums: Any, gs: Any, ans: Any, args: Any, kwargs: Any) -> Any
     return sum(parts[1:], parts[0])
 
 
-for _function, _vjp, _jvp in (
-    (_norm, _norm_vjp, _norm_jvp), (_gradients, _gradients_vjp, _gradients_jvp), (_tangent, _tangent_vjp, _tangent_jvp),
-):  # fmt: skip
-    defvjp_argnums(_function, _vjp)
-    defjvp_argnums(_function, _jvp)
+defvjp_argnums(_norm, _norm_vjp)
+defjvp_argnums(_norm, _norm_jvp)
+defvjp_argnums(_gradients, _gradients_vjp)
+defjvp_argnums(_gradients, _gradients_jvp)
+defvjp_argnums(_tangent, _tangent_vjp)
+defjvp_argnums(_tangent, _tangent_jvp)

@@ -38,7 +38,7 @@ class Call(NamedTuple):
     names: tuple[str, ...]  # of the operands
 
     def groups(self, x: np.ndarray) -> tuple[Any, Any]:
-        """What `_calls` takes as number of groups and channel axis of a chunk."""
+        """What a call takes as number of groups and channel axis of a chunk."""
         if self.channel_axis is None:
             return self.sizes, ROWS
         return x.shape[self.channel_axis] // self.sizes[0], self.channel_axis
@@ -72,12 +72,7 @@ def forward(given: Forward, with_statistics: bool) -> tuple[Any, Any, Any]:
         kept, shapes = (0, C_axis), ((C_axis,), (0, C_axis))
         x, of_groups = _whole_groups(x, C_axis, *sizes)
         groups = {C_axis: of_groups}
-    operands: dict[str, tuple[Any, Axes]] = {}
-    for name, value, kinds in (
-        ("weight", weight, shapes), ("bias", bias, shapes), ("skip", skip, (axes,)), ("residual", residual, (axes,)),
-    ):  # fmt: skip
-        if value is not None:
-            operands[name] = _operand(name, value, x, kinds)
+    operands = _operands(x, shapes, weight=weight, bias=bias) | _operands(x, (axes,), skip=skip, residual=residual)
     beside = [part for pair in operands.values() for part in pair]
     call = Call(sizes, C_axis, p.eps, activation, p.result, tuple(operands))
 
@@ -92,10 +87,9 @@ def forward(given: Forward, with_statistics: bool) -> tuple[Any, Any, Any]:
         return y, *(_blocks(_item, i, kept, results, axes, **options) for i in (1, 2))
 
     field = x.ndim  # the axis of count, mean and M2
-    moments = _blocks(
-        _moments, call, (*axes, field), x, axes, *operands.get("skip", ()), dtype=np.float64, new_axes={field: 3},
-        adjust_chunks=groups | dict.fromkeys(summed, 1),
-    )  # fmt: skip
+    of_x = x, axes, *operands.get("skip", ())
+    sizes_made = {"new_axes": {field: 3}, "adjust_chunks": groups | dict.fromkeys(summed, 1)}
+    moments = _blocks(_moments, call, (*axes, field), *of_x, dtype=np.float64, **sizes_made)
     moments = _blocks(_merged, C_axis, (*kept, field), moments, (*axes, field), dtype=np.float64)
     y = _blocks(_normalized, call, axes, x, axes, moments, (*kept, field), *beside, dtype=p.result)
     if not with_statistics:
@@ -115,8 +109,7 @@ def normalize(given: Part) -> Any:
         return da.empty(chunk.shape, p.result, chunks=chunk.chunks)
     axis, group_size, axes = p.channel_axis, p.C // moments.mean.shape[1], tuple(range(chunk.ndim))
     chunk, of_groups = _whole_groups(chunk, axis, group_size)
-    kinds = ((axis,), (0, axis))
-    both = {name: _operand(name, v, chunk, kinds) for name, v in (("weight", weight), ("bias", bias)) if v is not None}
+    both = _operands(chunk, ((axis,), (0, axis)), weight=weight, bias=bias)
     call = Call((group_size,), axis, p.eps, activation, p.result, tuple(both))
     stacked = da.from_array(np.stack(moments, axis=-1), (chunk.chunks[0], of_groups, 3))
     beside = [part for pair in both.values() for part in pair]
@@ -125,10 +118,9 @@ def normalize(given: Part) -> Any:
 
 def _blocks(function: Any, first: Any, axes: Axes, *arrays: Any, dtype: Any, **options: Any) -> Any:
     """`function(first, *blocks)` for each block of an array with these axes; axes it lacks are put together before."""
-    return da.blockwise(
-        partial(function, first), axes, *arrays, dtype=dtype, meta=np.empty((0,) * len(axes), dtype),
-        align_arrays=False, **{"concatenate": True, **options},
-    )  # fmt: skip
+    kind = {"dtype": dtype, "meta": np.empty((0,) * len(axes), dtype)}
+    options = {"concatenate": True, "align_arrays": False, **kind, **options}
+    return da.blockwise(partial(function, first), axes, *arrays, **options)
 
 
 def _check_chunks(name: str, array: Any) -> None:
@@ -161,6 +153,11 @@ def _between_groups(chunks: tuple[int, ...], group_size: int) -> tuple[int, ...]
     """Chunks of channels whose ends are moved up to where groups end."""
     ends = sorted({-(-end // group_size) * group_size for end in accumulate(chunks)})
     return tuple(end - start for start, end in zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _operands(x: Any, kinds: tuple[Axes, ...], **values: Any) -> dict[str, tuple[Any, Axes]]:
+    """Those of the arrays beside x that are given, by name: each in the chunks of x, with which axes of x it has."""
+    return {name: _operand(name, value, x, kinds) for name, value in values.items() if value is not None}
 
 
 def _operand(name: str, value: Any, x: Any, kinds: tuple[Axes, ...]) -> tuple[Any, Axes]:

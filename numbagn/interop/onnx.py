@@ -63,9 +63,8 @@ class LayerNormalization(OpRun):  # type: ignore[misc]
                 return None if given is None else np.broadcast_to(given, inner).reshape(columns)
             return np.broadcast_to(given, x.shape).reshape(rows, columns)
 
-        y, *statistics = _normalize(
-            x.reshape(rows, columns), 1, parameter(scale), parameter(bias), epsilon, stash_type
-        )  # fmt: skip
+        scale, bias = parameter(scale), parameter(bias)
+        y, *statistics = _normalize(x.reshape(rows, columns), 1, scale, bias, epsilon, stash_type)
         kind = helper.tensor_dtype_to_np_dtype(stash_type)
         with np.errstate(all="ignore"):
             return y.reshape(x.shape), *(s.astype(kind).reshape(outer + (1,) * len(inner)) for s in statistics)

@@ -1,11 +1,11 @@
-"""What all layers have in common: parameters, the three ways to call them, and their state."""
+"""What all layers have in common: parameters, the ways to call them, and their state."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._weights import SPELLINGS, entries, find_parameters
+from .._weights import entries, spelling_of
 from ..arrays.dtypes import dtype_row, supported
 from ..arrays.families import as_array, fitting, float_row, may_share_memory
 from ..calls.checks import activation_code, epsilon, shown
@@ -31,7 +31,7 @@ class Saved(NamedTuple):
 
 
 class Layer:
-    """A layer but for its sizes: what it normalizes over, and the shape of its parameters."""
+    """What a layer does but for its sizes: what it normalizes over, and the shape of its parameters."""
 
     weight: np.ndarray | None
     bias: np.ndarray | None
@@ -45,15 +45,13 @@ class Layer:
         raise NotImplementedError
 
     def _grouping(self, x: Any) -> tuple[Any, Any]:
-        """The number of groups and the channel axis, as `_calls` takes them; refuses an x that is not for this layer.
+        """The number of groups and the channel axis for a call; refuses an x that is not for this layer.
 
-        Without a weight nothing else might.
+        A call compares x with the weight, but a layer may have none.
         """
         raise NotImplementedError
 
-    def _set_up(
-        self, eps: Any, affine: Any, bias: Any, dtype: Any, weight_init: Init, bias_init: Init, activation: Any
-    ) -> None:  # fmt: skip
+    def _set_up(self, eps: Any, activation: Any, affine: Any, bias: Any, dtype: Any, inits: tuple[Init, Init]) -> None:
         """Check and keep the options that all layers have, and make the parameters; sizes must be known by now."""
         self.eps = epsilon(eps)
         for name, flag in (("affine", affine), ("bias", bias)):
@@ -69,8 +67,8 @@ class Layer:
             known = dtype_row(self.dtype)
         if known is None or dtype is None:  # None would be NumPy's default, float64
             raise TypeError(f"dtype must be one of {supported()}, got {shown(dtype)}")
-        self.weight = self._begin("weight_init", weight_init) if affine else None
-        self.bias = self._begin("bias_init", bias_init) if affine and bias else None
+        self.weight = self._begin("weight_init", inits[0]) if affine else None
+        self.bias = self._begin("bias_init", inits[1]) if affine and bias else None
 
     def _begin(self, name: str, init: Init) -> np.ndarray:
         """Make a parameter's first values."""
@@ -107,8 +105,8 @@ class Layer:
             As that function, and where x does not fit the layer.
         """
         groups, axis = self._grouping(x)
-        parameters, options = (self.weight, self.bias), (self.eps, axis, self.activation)
-        return forward((x, groups, *parameters, *options, skip, residual, lengths, mask, out), False)[0]
+        options = x, groups, self.weight, self.bias, self.eps, axis, self.activation
+        return forward((*options, skip, residual, lengths, mask, out), False)[0]
 
     def forward(
         self, x: Any, *, skip: Any = None, residual: Any = None, lengths: Any = None, mask: Any = None, out: Any = None
@@ -134,15 +132,15 @@ class Layer:
             As that function, and where `out` shares memory with what the backward pass needs.
         """
         groups, axis = self._grouping(x)
-        for name, needed in () if out is None else (
-            ("x", x), ("weight", self.weight), ("bias", self.bias), ("skip", skip), ("residual", residual),
-            ("mask", mask),
-        ):  # fmt: skip
-            if needed is not None and may_share_memory("out", out, name, needed):
-                raise ValueError(f"out must not share memory with {name}, which the backward pass needs")
-        parameters, options = (self.weight, self.bias), (self.eps, axis, self.activation)
-        y, mean, rstd = forward((x, groups, *parameters, *options, skip, residual, lengths, mask, out), True)
-        return y, Saved(x, mean, rstd, self.weight, self.bias, skip, residual, lengths, mask)
+        weight, bias = self.weight, self.bias
+        if out is not None:
+            needed = {"x": x, "weight": weight, "bias": bias, "skip": skip, "residual": residual, "mask": mask}
+            for name, array in needed.items():
+                if array is not None and may_share_memory("out", out, name, array):
+                    raise ValueError(f"out must not share memory with {name}, which the backward pass needs")
+        options = self.eps, axis, self.activation
+        y, mean, rstd = forward((x, groups, weight, bias, *options, skip, residual, lengths, mask, out), True)
+        return y, Saved(x, mean, rstd, weight, bias, skip, residual, lengths, mask)
 
     def backward(self, dy: Any, saved: Saved, *, out: Any = None) -> tuple[Any, ...]:
         """Gradients for one forward pass.
@@ -238,11 +236,7 @@ class Layer:
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string, got {shown(prefix)}")
         given = entries(mapping, prefix)
-        known = given.keys() & {name for pair in SPELLINGS for name in pair}
-        if known:
-            find_parameters({prefix + name: value for name, value in given.items()}, prefix)  # refuses mixed spellings
-        spelling = next(pair for pair in SPELLINGS if known <= set(pair))
-        wanted = dict(zip(("weight", "bias"), spelling, strict=True))
+        wanted = dict(zip(("weight", "bias"), spelling_of(given, prefix), strict=True))
         wanted = {own: name for own, name in wanted.items() if getattr(self, own) is not None}
         faults = [f"missing {prefix}{name}" for name in wanted.values() if name not in given]
         faults += [f"unexpected {prefix}{name}" for name in given if name not in wanted.values()]

@@ -1,4 +1,4 @@
-"""Layers: parameters kept together with the options of a call."""
+"""The public layers: what each normalizes over and what its constructor takes."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import numpy as np
 
 from ..calls.checks import channel_axis_of, groups_of, integer, shown
 from ..calls.rows import ROWS, normalized
-from .base import Init, Layer, Saved
+from .base import Init, Layer
 
-__all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "Saved"]
+__all__ = ["GroupNorm", "InstanceNorm", "LayerNorm"]
 
 
 class GroupNorm(Layer):
@@ -73,6 +73,10 @@ class GroupNorm(Layer):
         channel_axis: int = 1,
         activation: str | None = None,
     ) -> None:
+        self._set_sizes(num_groups, num_channels, channel_axis)
+        self._set_up(eps, activation, affine, bias, dtype, (weight_init, bias_init))
+
+    def _set_sizes(self, num_groups: int, num_channels: int, channel_axis: int) -> None:
         channels = integer("num_channels", num_channels)
         if channels < 1:
             raise ValueError(f"num_channels must be positive, got {shown(channels)}")
@@ -80,8 +84,7 @@ class GroupNorm(Layer):
         self.num_groups = groups_of(num_groups, channels)
         self.channel_axis = integer("channel_axis", channel_axis)
         if self.channel_axis == 0:
-            channel_axis_of(0, 2)
-        self._set_up(eps, affine, bias, dtype, weight_init, bias_init, activation)
+            channel_axis_of(0, 2)  # refuses the batch axis
 
     def _sizes(self) -> tuple[Any, ...]:
         return self.num_groups, self.num_channels
@@ -138,10 +141,8 @@ class InstanceNorm(GroupNorm):
         channel_axis: int = 1,
         activation: str | None = None,
     ) -> None:
-        super().__init__(
-            num_channels, num_channels, eps, affine, bias=bias, dtype=dtype, weight_init=weight_init,
-            bias_init=bias_init, channel_axis=channel_axis, activation=activation,
-        )  # fmt: skip
+        self._set_sizes(num_channels, num_channels, channel_axis)
+        self._set_up(eps, activation, affine, bias, dtype, (weight_init, bias_init))
 
     def _sizes(self) -> tuple[Any, ...]:
         return (self.num_channels,)
@@ -205,7 +206,7 @@ class LayerNorm(Layer):
         activation: str | None = None,
     ) -> None:
         self.normalized_shape = normalized(normalized_shape)
-        self._set_up(eps, affine, bias, dtype, weight_init, bias_init, activation)
+        self._set_up(eps, activation, affine, bias, dtype, (weight_init, bias_init))
 
     def _sizes(self) -> tuple[Any, ...]:
         return self.normalized_shape if len(self.normalized_shape) == 1 else (self.normalized_shape,)

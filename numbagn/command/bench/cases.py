@@ -1,5 +1,6 @@
 """What is measured: one table of shapes, one table of variants (direction, dtype, layout, activation)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -49,7 +50,6 @@ CASE_NAMES = tuple(case.name for case in CASES)
 REPRESENTATIVE = ("small-8", "diffusion-64", "diffusion-16", "vae-256", "detection", "resnet-56")
 # For variants that differ from another in one thing only: in the caches, and beyond them.
 FEW = ("diffusion-16", "diffusion-64", "vae-256")
-QUICK = ("pixel", "odd-7x7", "small-16", "diffusion-16", "diffusion-64")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Variant:
     dtype: str = "float32"
     layout: str = "NCHW"  # or "NHWC": channels last, whatever the number of spatial axes
     activation: str | None = None
-    cases: tuple[str, ...] = REPRESENTATIVE
+    cases: tuple[str, ...] = REPRESENTATIVE  # those that `python -m benchmarks` measures, unless told
 
 
 VARIANTS = (
@@ -92,19 +92,6 @@ def variant_named(name: str) -> Variant:
     return next(variant for variant in VARIANTS if variant.name == name)
 
 
-def selection(case_names: list[str], variant_names: list[str], quick: bool) -> list[tuple[str, str]]:
-    """The (variant, case) pairs to measure, in table order; no names means each variant's own cases.
-
-    A case named outright is measured in every chosen variant, also where the table would leave it out.
-    """
-    variants = [v for v in VARIANTS if not variant_names or v.name in variant_names]
-    pairs = []
-    for variant in variants:
-        if case_names:
-            wanted = case_names
-        elif quick:
-            wanted = QUICK if variant.name == "forward" else ("diffusion-16",)
-        else:
-            wanted = variant.cases
-        pairs += [(variant.name, case.name) for case in CASES if case.name in wanted]
-    return pairs
+def pairs_of(variants: Collection[str], cases: Collection[str]) -> list[tuple[str, str]]:
+    """The (variant, case) pairs to measure, in table order."""
+    return [(variant, case) for variant in VARIANT_NAMES if variant in variants for case in CASE_NAMES if case in cases]

@@ -7,18 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .entry import Entry, Skip
-from .task import EPS, Task
+from .task import EPS, Entry, Skip, Task, imported
 
 
 def onnxruntime_entries(task: Task, threads: int) -> list[Entry]:
     """The faster of two spellings: the InstanceNormalization pattern of exporters, and GroupNormalization-21."""
     _forward_only(task)
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise Skip(f"cannot be imported ({error})") from error
+    onnx, onnxruntime = imported("onnx"), imported("onnxruntime")
     if task.x.dtype.name == "bfloat16":
         raise Skip("its CPU kernels have no bfloat16")
 
@@ -51,12 +46,7 @@ def onnxruntime_entries(task: Task, threads: int) -> list[Entry]:
 def openvino_entries(task: Task, threads: int) -> list[Entry]:
     """GroupNormalization-12; float32 is asked for, as it would choose bfloat16 by itself where the CPU has it."""
     _forward_only(task)
-    try:
-        import openvino
-        from openvino import opset12 as ops
-    except ImportError as error:
-        raise Skip(f"cannot be imported ({error})") from error
-
+    openvino, ops = imported("openvino"), imported("openvino.opset12")
     half = task.x.dtype.name == "bfloat16"
     element = openvino.Type.bf16 if half else openvino.Type(task.x.dtype)
 

@@ -32,11 +32,6 @@ class Group:
     def wrong(self) -> list[Row]:
         return [row for row in self.rows.values() if row["status"] != "ok"]
 
-    def speedup(self, output: str) -> float | None:
-        """How many times faster than the best peer; None where either is missing."""
-        ours = self.ours(output)
-        return float(self.best["median_us"]) / float(ours["median_us"]) if ours and self.best else None
-
 
 def groups_of(rows: list[Row]) -> list[Group]:
     """In the order of the tables of variants and cases, fewest threads first."""

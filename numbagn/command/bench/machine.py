@@ -1,11 +1,7 @@
-"""What a figure must say of where it was measured."""
+"""The machine: its description for figures, and the number of threads that programs use on it."""
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from ...shapes.schedule import cache_bytes
@@ -14,7 +10,7 @@ from ...shapes.schedule import cache_bytes
 def describe_machine() -> str:
     """Such as "AMD EPYC (family 25 model 17), 2 cores, AVX-512, 32 MiB last-level cache"."""
     fields = _first_processor()
-    name = fields.get("model name") or platform.processor() or platform.machine()
+    name = processor_name()
     if "cpu family" in fields:
         name += f" (family {fields['cpu family']} model {fields['model']})"
     parts = [name, f"{core_count()} cores"]
@@ -23,6 +19,10 @@ def describe_machine() -> str:
     if cache_bytes():
         parts.append(f"{cache_bytes() >> 20} MiB last-level cache")
     return ", ".join(parts)
+
+
+def processor_name() -> str:
+    return _first_processor().get("model name") or platform.processor() or platform.machine()
 
 
 def core_count() -> int:
@@ -37,33 +37,9 @@ def thread_environment(threads: int) -> dict[str, str]:
     return {**{name: str(threads) for name in names}, "NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
 
 
-@contextmanager
-def environment_of(threads: int) -> Iterator[None]:
-    """What is started inside has so many threads."""
-    before = dict(os.environ)
-    os.environ.update(thread_environment(threads))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def today() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d")
-
-
-def version_of(package: str) -> str:
-    """The installed version, or an empty text: a source tree on the path has none."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
 def _first_processor() -> dict[str, str]:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
+    except OSError:  # not Linux
         return {}
-    lines = info.read_text().split("\n\n")[0].splitlines()
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

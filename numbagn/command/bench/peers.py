@@ -5,49 +5,44 @@ threads asked for, an output buffer bound where its interface has one. `fresh` c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+import numbagn
+
 from . import graph_peers, textbook
-from .entry import Entry, Skip
-from .machine import version_of
-from .task import EPS, Task
+from .task import EPS, Entry, Skip, Task, imported, one_line
 
 # A layer object saves some of a call's overhead, which shows on small inputs only.
 LAYER_BELOW_BYTES = 64 * 1024
 
 
 def numbagn_entries(task: Task, threads: int) -> list[Entry]:
-    numbagn = _imported("numbagn")
-    version = getattr(numbagn, "__version__", "") or version_of("numbagn")
-    variant, activation = task.variant, task.variant.activation
-    keywords = {"channel_axis": task.channel_axis, "activation": activation}
-    if variant.direction == "backward":
-        mean, rstd = task.mean, task.rstd
-        call = partial(numbagn.group_norm_backward, task.dy, task.x, mean, rstd, task.groups, task.weight, task.bias)
-        return [
-            Entry("numbagn", version, "out", partial(call, **keywords, out=task.out), tuple),
-            Entry("numbagn", version, "fresh", partial(call, **keywords), tuple),
-        ]
-    call = partial(numbagn.group_norm, task.x, task.groups, task.weight, task.bias, EPS, **keywords)
+    version, x, groups, weight, bias = numbagn.__version__, task.x, task.groups, task.weight, task.bias
+    keywords = {"channel_axis": task.channel_axis, "activation": task.variant.activation}
+    forward = task.variant.direction == "forward"
+    if forward:
+        call = partial(numbagn.group_norm, x, groups, weight, bias, EPS, **keywords)
+    else:
+        statistics = task.mean, task.rstd
+        call = partial(numbagn.group_norm_backward, task.dy, x, *statistics, groups, weight, bias, **keywords)
+    arrays = _single if forward else tuple
     entries = [
-        Entry("numbagn", version, "out", partial(call, out=task.out), _single),
-        Entry("numbagn", version, "fresh", call, _single),
+        Entry("numbagn", version, "out", partial(call, out=task.out), arrays),
+        Entry("numbagn", version, "fresh", call, arrays),
     ]
-    if task.x.nbytes < LAYER_BELOW_BYTES:
-        layer = numbagn.GroupNorm(task.groups, task.case.shape[1], eps=EPS, dtype=task.weight.dtype, **keywords)
-        layer.weight[...], layer.bias[...] = task.weight, task.bias
-        entries.append(Entry("numbagn layer", version, "fresh", partial(layer, task.x), _single))
+    if forward and x.nbytes < LAYER_BELOW_BYTES:
+        layer = numbagn.GroupNorm(groups, task.case.shape[1], eps=EPS, dtype=weight.dtype, **keywords)
+        layer.weight[...], layer.bias[...] = weight, bias
+        entries.append(Entry("numbagn layer", version, "fresh", partial(layer, x), _single))
     return entries
 
 
 def torch_entries(task: Task, threads: int) -> list[Entry]:
     """F.group_norm, or aten::native_group_norm_backward with float32 statistics as torch itself saves them."""
-    torch = _imported("torch")
+    torch = imported("torch")
     functional = torch.nn.functional
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
@@ -65,16 +60,6 @@ def torch_entries(task: Task, threads: int) -> list[Entry]:
         return (result.float() if result.dtype == torch.bfloat16 else result).contiguous().numpy()
 
     x, weight, bias, groups = tensor(task.x), tensor(task.weight), tensor(task.bias), task.groups
-    if task.x.dtype != task.out.dtype:
-        return [
-            Entry(
-                "torch",
-                version,
-                "fresh",
-                lambda: functional.group_norm(x.float(), groups, weight, bias, EPS),
-                lambda y: (array(y),),
-            )
-        ]
     if variant.direction == "backward":
         mean, rstd = (torch.from_numpy(s.astype(task.weight.dtype)) for s in (task.mean, task.rstd))
         samples, channels = task.case.shape[:2]
@@ -89,10 +74,18 @@ def torch_entries(task: Task, threads: int) -> list[Entry]:
 
         return [Entry("torch", version, "fresh", call, lambda result: tuple(map(array, result)))]
     call = partial(functional.group_norm, x, groups, weight, bias, EPS)
-    after = {None: None, "relu": functional.relu, "silu": functional.silu}[variant.activation]
-    if after is None:
-        return [Entry("torch", version, "fresh", call, lambda y: (array(y),))]
-    return [Entry("torch", version, "fresh", lambda: after(call(), inplace=True), lambda y: (array(y),))]
+    if task.x.dtype != task.out.dtype:
+
+        def call() -> Any:
+            return functional.group_norm(x.float(), groups, weight, bias, EPS)
+
+    elif variant.activation:
+        normed, after = call, {"relu": functional.relu, "silu": functional.silu}[variant.activation]
+
+        def call() -> Any:
+            return after(normed(), inplace=True)
+
+    return [Entry("torch", version, "fresh", call, lambda y: (array(y),))]
 
 
 def jax_entries(task: Task, threads: int) -> list[Entry]:
@@ -100,32 +93,11 @@ def jax_entries(task: Task, threads: int) -> list[Entry]:
 
     The backward formula written out is what jax can do at best: differentiating the forward pass was slower.
     """
-    jax = _imported("jax")
-    jnp, variant = jax.numpy, task.variant
-    dtype = task.out.dtype
-    if dtype == np.float64:
+    jax = imported("jax")
+    if task.out.dtype == np.float64:
         jax.config.update("jax_enable_x64", True)
-
-    if variant.direction == "backward":
-
-        @jax.jit
-        def compiled(dy: Any, x: Any, mean: Any, rstd: Any, weight: Any) -> Any:
-            dy, x = dy.astype(weight.dtype), x.astype(weight.dtype)
-            dx, *rest = textbook.backward(jnp, dy, x, mean, rstd, weight, task.groups, variant.layout)
-            return dx.astype(dtype), *rest
-
-        statistics = tuple(s.astype(task.weight.dtype) for s in (task.mean, task.rstd))
-        arguments = tuple(map(jax.device_put, (task.dy, task.x, *statistics, task.weight)))
-    else:
-
-        @jax.jit
-        def compiled(x: Any, weight: Any, bias: Any) -> Any:
-            x = x.astype(weight.dtype)
-            groups = task.groups
-            y = textbook.forward(jnp, x, weight, bias, groups, EPS, variant.layout, variant.activation)
-            return (y.astype(dtype),)
-
-        arguments = tuple(map(jax.device_put, (task.x, task.weight, task.bias)))
+    function, arrays = _textbook(jax.numpy, task)
+    compiled, arguments = jax.jit(function), tuple(map(jax.device_put, arrays))
 
     def call() -> Any:
         return jax.block_until_ready(compiled(*arguments))
@@ -135,63 +107,48 @@ def jax_entries(task: Task, threads: int) -> list[Entry]:
 
 def numpy_entries(task: Task, threads: int) -> list[Entry]:
     """The textbook in NumPy, on one thread as NumPy's reductions are; half types are computed in float32."""
-    variant, precision = task.variant, task.weight.dtype
-    layout, groups = variant.layout, task.groups
-    x, dtype = task.x, task.out.dtype
-    if variant.direction == "backward":
-        mean, rstd = (s.astype(precision) for s in (task.mean, task.rstd))
-
-        def call() -> Any:
-            dy, wide = (a.astype(precision, copy=False) for a in (task.dy, x))
-            dx, *rest = textbook.backward(np, dy, wide, mean, rstd, task.weight, groups, layout)
-            return dx.astype(dtype, copy=False), *rest
-
-        return [Entry("numpy", np.__version__, "fresh", call, tuple)]
-
-    def call() -> Any:
-        wide = x.astype(precision, copy=False)
-        y = textbook.forward(np, wide, task.weight, task.bias, groups, EPS, layout, variant.activation)
-        return y.astype(dtype, copy=False)
-
-    return [Entry("numpy", np.__version__, "fresh", call, _single)]
+    function, arrays = _textbook(np, task)
+    return [Entry("numpy", np.__version__, "fresh", partial(function, *arrays), tuple)]
 
 
-@dataclass(frozen=True)
-class Peer:
-    name: str
-    entries: Callable[[Task, int], list[Entry]]
+def _textbook(xp: Any, task: Task) -> tuple[Callable[..., tuple], tuple[np.ndarray, ...]]:
+    """The textbook as a function of some arrays, computed in the parameters' dtype, and those arrays."""
+    variant, wide, dtype = task.variant, task.weight.dtype, task.out.dtype
+
+    def forward(x: Any, weight: Any, bias: Any) -> tuple:
+        x = x.astype(wide, copy=False)
+        y = textbook.forward(xp, x, weight, bias, task.groups, EPS, variant.layout, variant.activation)
+        return (y.astype(dtype, copy=False),)
+
+    def backward(dy: Any, x: Any, mean: Any, rstd: Any, weight: Any) -> tuple:
+        dy, x = (a.astype(wide, copy=False) for a in (dy, x))
+        dx, *rest = textbook.backward(dy, x, mean, rstd, weight, task.groups, variant.layout)
+        return dx.astype(dtype, copy=False), *rest
+
+    if variant.direction == "forward":
+        return forward, (task.x, task.weight, task.bias)
+    return backward, (task.dy, task.x, task.mean.astype(wide), task.rstd.astype(wide), task.weight)
 
 
-PEERS = (
-    Peer("numbagn", numbagn_entries),
-    Peer("torch", torch_entries),
-    Peer("onnxruntime", graph_peers.onnxruntime_entries),
-    Peer("openvino", graph_peers.openvino_entries),
-    Peer("jax", jax_entries),
-    Peer("numpy", numpy_entries),
-)
+Peer = Callable[[Task, int], list[Entry]]
+PEERS: dict[str, Peer] = {
+    "numbagn": numbagn_entries,
+    "torch": torch_entries,
+    "onnxruntime": graph_peers.onnxruntime_entries,
+    "openvino": graph_peers.openvino_entries,
+    "jax": jax_entries,
+    "numpy": numpy_entries,
+}
 
 
 def entries_of(peer: Peer, task: Task, threads: int) -> list[Entry]:
     """The peer's calls; any refusal, also one by the peer's own library, becomes a Skip with one line of reason."""
     try:
-        return peer.entries(task, threads)
+        return peer(task, threads)
     except Skip:
         raise
     except Exception as error:
         raise Skip(one_line(error)) from error
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}"
-
-
-def _imported(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise Skip(f"cannot be imported ({one_line(error)})") from error
 
 
 def _single(result: np.ndarray) -> tuple[np.ndarray]:

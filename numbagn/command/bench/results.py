@@ -1,19 +1,21 @@
 """The result files: CSV, one row a measurement, each row saying where and when it was made."""
 
 import csv
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 
-from .machine import describe_machine, today
+from .machine import describe_machine
 
 PROVENANCE = ("machine", "date", "numba", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    return {"machine": describe_machine(), "date": today(), "numba": numba.__version__, "numpy": np.__version__}
+    versions = {"numba": metadata.version("numba"), "numpy": np.__version__}
+    return {"machine": describe_machine(), "date": datetime.now(UTC).strftime("%Y-%m-%d"), **versions}
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from .cases import case_named, variant_named
 from .groups import Row
 from .machine import thread_environment
 from .results import provenance
-from .worker import show
 
 KEY = ("variant", "case", "threads", "peer", "output")
 COLUMNS = (
@@ -28,34 +28,27 @@ COLUMNS = (
 )
 
 
+class Settings(NamedTuple):
+    """How every task is measured."""
+
+    peers: list[str]  # by name; none: all
+    budget: float  # seconds of rounds for a task
+    fewest_rounds: int
+    minutes: float  # no task begins after these
+    realtime: bool = False  # in the system's class of that name
+    rewrite: bool = False  # keep progress on one line
+
+
 def run_starts(
     pairs: list[tuple[str, str]],
     threads: list[int],
     starts: int,
+    settings: Settings,
     after_start: Callable[[list[Row]], None] = lambda rows: None,
-    *,
-    peers: list[str],
-    budget: float,
-    fewest_rounds: int,
-    minutes: float,
-    realtime: bool = False,
-    rewrite: bool = False,
 ) -> list[Row]:
-    """The rows of all (variant, case) `pairs`; after each start those that are known so far go to `after_start`.
-
-    `budget` is the seconds of rounds for a task; no task begins after `minutes`. `rewrite` keeps progress on one line.
-    """
-    begin = time.time()
-    orders = {
-        "pairs": pairs,
-        "peers": peers,
-        "budget": budget,
-        "fewest_rounds": fewest_rounds,
-        "realtime": realtime,
-        "rewrite": rewrite,
-        "begin": begin,
-        "deadline": begin + 60 * minutes,
-    }
+    """The rows of all (variant, case) `pairs`; after each start those that are known so far go to `after_start`."""
+    begin, rewrite = time.time(), settings.rewrite
+    orders = {"pairs": pairs, "begin": begin, "deadline": begin + 60 * settings.minutes, **settings._asdict()}
     told: set[tuple[str, str]] = set()
     measured = defaultdict(list)
     rows: list[Row] = []
@@ -83,6 +76,15 @@ def _start(orders: dict[str, Any]) -> list[dict[str, Any]]:
         if done.returncode:
             print(f"{orders['label']} the process ended with code {done.returncode}", file=sys.stderr)
         return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def show(text: str, rewrite: bool, stays: bool = False) -> None:
+    """A line of progress; rewritten in place, unless it stays, it is cut to what a terminal's line holds."""
+    if rewrite and not stays:
+        text = f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
+        print(text, end="", file=sys.stderr, flush=True)
+    else:
+        print("\r\x1b[K" * rewrite + text, file=sys.stderr, flush=True)
 
 
 def _tell_once(told: set[tuple[str, str]], record: dict[str, Any], rewrite: bool) -> None:

@@ -1,9 +1,13 @@
-"""The arrays of one measurement: the same data for every peer, and the float64 answer."""
+"""One measurement: the same arrays for every peer, the float64 answer, and the calls that are to be timed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 
+from ...arrays.dtypes import dtype_named
 from . import textbook
 from .cases import Case, Variant
 
@@ -50,17 +54,36 @@ class Task:
         return float(worst)
 
 
+class Skip(Exception):
+    """Why a peer cannot take part in a task, in one line."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One call to be timed."""
+
+    peer: str
+    version: str
+    output: str  # "out": writes to a buffer that exists; "fresh": allocates its result
+    call: Callable[[], Any]
+    arrays: Callable[[Any], tuple[np.ndarray, ...]]  # from what the call returns to arrays in x's memory order
+
+
+def imported(name: str) -> Any:
+    """A peer's module, or a Skip."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise Skip(f"cannot be imported ({one_line(error)})") from error
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"
+
+
 # Above these a result is called wrong. They allow for rounding of outputs up to about 8 and for float32 accumulation.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1, "uint8": 1e-3}
-
-
-def dtype_named(name: str) -> np.dtype:
-    """The NumPy dtype; ImportError where bfloat16 is asked for without ml_dtypes."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def make_task(case: Case, variant: Variant, offset: float = 0.5, affine: bool = True) -> Task:
@@ -106,6 +129,6 @@ def _answer(task: Task) -> None:
             continue
         mean, rstd = textbook.statistics(x, 1, EPS, variant.layout)
         task.mean[:, group], task.rstd[:, group] = mean[:, 0], rstd[:, 0]
-        gradients = textbook.backward(np, task.dy[index].astype(np.float64), x, mean, rstd, weight, 1, variant.layout)
+        gradients = textbook.backward(task.dy[index].astype(np.float64), x, mean, rstd, weight, 1, variant.layout)
         result[index], dweight[part], dbias[part] = gradients
     task.expected = (result,) if task.dy is None else (result, dweight, dbias)

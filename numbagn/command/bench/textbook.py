@@ -34,7 +34,7 @@ def statistics(x: np.ndarray, groups: int, eps: float, layout: str) -> tuple[np.
     return grouped.mean(axis=axes), 1 / np.sqrt(grouped.var(axis=axes) + eps)
 
 
-def backward(xp: Any, dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, groups: int, layout: str) -> tuple:
+def backward(dy: Any, x: Any, mean: Any, rstd: Any, weight: Any, groups: int, layout: str) -> tuple:
     """dx, dweight and dbias from the saved (N, G) statistics."""
     split, axes, per_group, per_channel = _shapes(x.shape, groups, layout)
     per_stat = [x.shape[0], 1, 1, 1]

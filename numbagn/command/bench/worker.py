@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 import time
 from functools import partial
@@ -12,11 +11,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from .cases import case_named, variant_named
-from .entry import Entry, Skip
 from .limits import limit_calls
-from .peers import PEERS, entries_of, one_line
+from .peers import PEERS, entries_of
 from .rounds import Turns, calibrated, measure
-from .task import TOLERANCE, Task, make_task
+from .starts import show
+from .task import TOLERANCE, Entry, Skip, Task, make_task, one_line
 
 # Of the ways to reach a limit only those near the fastest go into the rounds.
 LIMIT_CANDIDATES = 2
@@ -49,15 +48,6 @@ def work(orders: dict[str, Any], results: TextIO) -> None:
         show(f"[{time.time() - orders['begin']:4.0f} s] {place}: x copy: {ratios}", orders["rewrite"])
 
 
-def show(text: str, rewrite: bool, stays: bool = False) -> None:
-    """A line of progress; rewritten in place, unless it stays, it is cut to what a terminal's line holds."""
-    if rewrite and not stays:
-        text = f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
-        print(text, end="", file=sys.stderr, flush=True)
-    else:
-        print("\r\x1b[K" * rewrite + text, file=sys.stderr, flush=True)
-
-
 def measure_task(task: Task, orders: dict[str, Any], results: TextIO) -> list[dict[str, Any]]:
     """The rows of one task: its limits and every peer that takes part."""
     threads = orders["threads"]
@@ -86,13 +76,13 @@ def measure_task(task: Task, orders: dict[str, Any], results: TextIO) -> list[di
 def _checked_entries(task: Task, orders: dict[str, Any], results: TextIO) -> tuple[list[Entry], dict[Entry, float]]:
     """Every peer's calls, each run once (which compiles it) and compared with the float64 answer."""
     entries, errors = [], {}
-    for peer in PEERS:
-        if orders["peers"] and peer.name not in orders["peers"]:
+    for name, peer in PEERS.items():
+        if orders["peers"] and name not in orders["peers"]:
             continue
         try:
             offered = entries_of(peer, task, orders["threads"])
         except Skip as reason:
-            refusal = {"skip": peer.name, "variant": task.variant.name, "case": task.case.name, "reason": str(reason)}
+            refusal = {"skip": name, "variant": task.variant.name, "case": task.case.name, "reason": str(reason)}
             results.write(json.dumps(refusal) + "\n")
             continue
         for entry in offered:

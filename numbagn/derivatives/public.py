@@ -1,4 +1,4 @@
-"""Derivatives beyond the gradient: forward mode, and second derivatives. How they are made stands in `_derivatives`."""
+"""Derivatives beyond the gradient, forward mode and second derivatives: what they take, give and promise."""
 
 from typing import Any
 

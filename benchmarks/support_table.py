@@ -10,8 +10,8 @@ from numba.core.errors import NumbaError
 
 import numbagn
 from numbagn import _njit
-from numbagn.arrays.dtypes import ROWS, Dtype
-from numbagn.arrays.families import _FAMILIES
+from numbagn.arrays.dtypes import DTYPES, Dtype
+from numbagn.arrays.libraries import FAMILIES
 from numbagn.calls.checks import ACTIVATIONS
 from numbagn.kernels.cuda.kinds import ITEMSIZE
 
@@ -78,7 +78,7 @@ COLUMNS: dict[str, Callable[[Array], object]] = {
 
 def table() -> str:
     """The kinds of array in a sentence, and a line a dtype."""
-    kinds = [kind.library.replace("dask.array", "dask (lazily)") for kind in _FAMILIES if kind.library != "builtins"]
+    kinds = [kind.library.replace("dask.array", "dask (lazily)") for kind in FAMILIES if kind.library != "builtins"]
     lines = [
         f"Arrays of {', '.join(dict.fromkeys(kinds))} and of libraries that keep to the array API standard, in CPU "
         "memory; arrays with `__cuda_array_interface__` on a GPU.",
@@ -89,7 +89,7 @@ def table() -> str:
             f"| {row.name} | {row.result} | {row.accumulator} | "
             + " | ".join(_cell(row, t) for t in COLUMNS.values())
             + f" | {'yes' if row.name in ITEMSIZE else 'no'} |"
-            for row in ROWS
+            for row in DTYPES
         ),
     ]
     return "\n".join(lines)
