@@ -40,7 +40,7 @@ def _number(name: str, kind: Any, what: str, *kinds: type) -> None:
 
 
 @overload(group_norm)
-def _group_norm(
+def _group_norm(  # noqa: PLR0913, PLR0917 - mirrors `group_norm`
     x: Any, num_groups: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, channel_axis: Any = 1,
     activation: Any = None, skip: Any = None, residual: Any = None, out: Any = None,
 ) -> Any:  # fmt: skip
@@ -80,7 +80,7 @@ def _group_norm(
     signature = x, types.int64, weight, bias, types.float64, types.int64, out
     forward = linked(forward_call, signature, first, ACTIVATIONS.index(function))
 
-    def call(
+    def call(  # noqa: PLR0913, PLR0917 - mirrors `group_norm`
         x: Any, num_groups: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, channel_axis: Any = 1,
         activation: Any = None, skip: Any = None, residual: Any = None, out: Any = None,
     ) -> Any:  # fmt: skip

@@ -8,7 +8,7 @@ from .calls.rows import ROWS
 __all__ = ["group_norm", "group_norm_backward", "group_norm_forward", "instance_norm", "layer_norm"]
 
 
-def group_norm(
+def group_norm(  # noqa: PLR0913 - public
     x: Any,
     num_groups: int,
     weight: Any = None,
@@ -105,7 +105,7 @@ def group_norm(
     return forward(given, False)[0]
 
 
-def group_norm_forward(
+def group_norm_forward(  # noqa: PLR0913 - public
     x: Any,
     num_groups: int,
     weight: Any = None,
@@ -144,7 +144,7 @@ def group_norm_forward(
     return forward(given, True)
 
 
-def group_norm_backward(
+def group_norm_backward(  # noqa: PLR0913 - public
     dy: Any,
     x: Any,
     mean: Any,
@@ -201,7 +201,7 @@ def group_norm_backward(
     return backward(given)
 
 
-def instance_norm(
+def instance_norm(  # noqa: PLR0913 - public
     x: Any,
     weight: Any = None,
     bias: Any = None,
@@ -257,7 +257,7 @@ def instance_norm(
     return forward(given, False)[0]
 
 
-def layer_norm(
+def layer_norm(  # noqa: PLR0913 - public
     x: Any,
     normalized_shape: Any,
     weight: Any = None,

@@ -78,7 +78,7 @@ def _normalized(x, num_groups, eps):
     return ((groups - mean) * rstd).reshape(x.shape), mean[..., 0], rstd[..., 0]
 
 
-def group_norm(
+def group_norm(  # noqa: PLR0913 - mirrors what it defines
     x, num_groups, weight=None, bias=None, eps=1e-5, *, channel_axis=1, activation=None, skip=None, residual=None
 ):
     """Normalize each group of channels of each sample, in float64.
@@ -115,7 +115,7 @@ def group_norm(
     return np.moveaxis(ACTIVATIONS[activation][0](z), 1, channel_axis), mean, rstd
 
 
-def group_norm_backward(
+def group_norm_backward(  # noqa: PLR0913 - mirrors what it defines
     dy, x, num_groups, weight=None, bias=None, eps=1e-5, *, channel_axis=1, activation=None, skip=None, residual=None
 ):
     """Gradients from dy, in float64 and from statistics of its own.

@@ -60,13 +60,14 @@ def test_the_design_page_names_what_is_there():
     table = page.split("## Where things live")[1].split("## How to add")[0]
     table += page.split("## The GPU path")[1].split("What decided it")[0]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)}
-    folders = (ROOT / "numbagn", ROOT / "numbagn" / "kernels", ROOT / "numbagn" / "kernels" / "cuda")
+    package = ROOT / "numbagn"
+    folders = [package / name for name in ("", "kernels", "kernels/cpu", "kernels/cuda", "calls/gpu", "command")]
     for name in named:
         assert any(list(folder.glob(f"{name}.py")) or (folder / name).is_dir() for folder in folders), name
     modules = {
         path.stem
         for path in (ROOT / "numbagn").rglob("*.py")
-        if "_bench" not in path.parts and "interop" not in path.parts
+        if "bench" not in path.parts and "interop" not in path.parts and "__main__" not in path.stem
     }
     told = {Path(name).name.rstrip("/*") for name in named} | {"__init__"}
     assert not {m for m in modules if not any(m == t or m.startswith(f"{t}_") for t in told)}

@@ -18,7 +18,7 @@ def wide(array, shape):
     return np.asarray(array).astype(np.float64).reshape((-1, shape[1]) + (1,) * (len(shape) - 2))
 
 
-def tangent(x, dx, groups, weight=None, bias=None, eps=1e-5, dweight=None, dbias=None, activation=None):
+def tangent(x, dx, groups, weight=None, bias=None, eps=1e-5, dweight=None, dbias=None, activation=None):  # noqa: PLR0913, PLR0917 - mirrors `group_norm_jvp`
     """(y, dy, rstd) in float64 by a complex step, which loses nothing: f(x + ih) = f(x) + ih f'(x) for h near 0."""
     step = 1e-200
     values = x.astype(np.float64) + 1j * step * dx.astype(np.float64)

@@ -13,7 +13,7 @@ from numba.core.runtime import _nrt_python as runtime
 from numba.core.runtime import rtsys
 
 import numbagn
-import numbagn._njit  # Numba imports it by the entry point, where numbagn is installed
+import numbagn._njit  # Numba imports it by the entry point, where numbagn is installed  # noqa: F401
 from numbagn import reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,7 @@ from .formulas import Direction, double_backward, tangent
 __all__ = ["group_norm_double_backward", "group_norm_jvp"]
 
 
-def group_norm_jvp(
+def group_norm_jvp(  # noqa: PLR0913 - public
     x: Any,
     dx: Any,
     num_groups: int,
@@ -73,7 +73,7 @@ def group_norm_jvp(
     return tangent(at, Direction(dx, dweight, dbias))
 
 
-def group_norm_double_backward(
+def group_norm_double_backward(  # noqa: PLR0913 - public
     ddx: Any,
     dy: Any,
     x: Any,

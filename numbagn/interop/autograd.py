@@ -17,7 +17,7 @@ from ..derivatives.formulas import Direction, double_backward, second_tangent, t
 __all__ = ["group_norm"]
 
 
-def group_norm(
+def group_norm(  # noqa: PLR0913 - public
     x: Any,
     num_groups: int,
     weight: Any = None,

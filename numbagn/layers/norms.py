@@ -59,7 +59,7 @@ class GroupNorm(Layer):
     array([0., 4., 0., 4.], dtype=float32)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - public
         self,
         num_groups: int,
         num_channels: int,
@@ -128,7 +128,7 @@ class InstanceNorm(GroupNorm):
     array([0., 1., 2., 3.], dtype=float32)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - public
         self,
         num_channels: int,
         eps: float = 1e-5,

@@ -1,7 +1,7 @@
-"""How the work of a call is shared out: shapes in, numbers for `kernels.geometry` out.
+"""How the work of a call is shared out: shapes in, numbers for `geometry` out.
 
-Every threshold of sharing stands here, those of accuracy in `kernels.moments`. The parts that statistics are summed in
-follow from the shape alone, so that the bits of a result do; whether the blocks are walked by one thread or several,
+Every threshold of sharing stands here, those of accuracy in `kernels.cpu.moments`. The parts that statistics are summed
+in follow from the shape alone, so that the bits of a result do; whether the blocks are walked by one thread or several,
 whole or in phases, changes only the time.
 """
 
