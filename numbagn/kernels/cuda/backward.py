@@ -36,7 +36,7 @@ from .target import (
     team_sums,
     unpack,
 )
-from .walking import at_element, valid_positions
+from .walking import elements_at, rows_at, valid_positions
 
 # What dz and x_hat are made with: what x is centred with, weight, bias.
 Upstream = namedtuple("Upstream", "centre weight bias")
@@ -157,10 +157,11 @@ def whole(options, channels, threads):
                 a, bb = weight(parameters.weight, n, c), bias(parameters.bias, n, c)
                 upstream = Upstream(centre_at(table, g * fields), a, bb)
                 valid = valid_positions(lengths, n, S) if padded else S
+                lines = rows_at(arrays, n, c)
                 for j in range(vectors):
                     s = (t + j * team) * count
                     if s < valid:
-                        dz, x_hat = read(at_element(arrays, n, c, s), upstream)
+                        dz, x_hat = read(elements_at(lines, s), upstream)
                         sum_dz = sum_dz + dz
                         sum_x = fma(dz, x_hat, sum_x)
                         keep(held_dz, k * vectors + j, pack(dz, acc))
@@ -197,10 +198,11 @@ def whole(options, channels, threads):
                 centre, means = centre_at(table, at), Means(table[at + FIELDS], table[at + FIELDS + 1])
                 r = centre.rstd * centre.scale
                 valid = valid_positions(lengths, n, S) if padded else S
+                lines = rows_at(arrays, n, c)
                 for j in range(vectors):
                     s = (t + j * team) * count
                     if s < S:
-                        places = at_element(arrays, n, c, s)
+                        places = elements_at(lines, s)
                         if s < valid:
                             dz, x_hat = in_lanes(held_dz, k * vectors + j), in_lanes(held_x, k * vectors + j)
                             write(dz, x_hat, places, r, a, means)
@@ -246,6 +248,7 @@ def rows(options, held):
         for step in range(walk.walked):
             n = part + step * parts
             live = n < sizes.N and part < parts
+            lines = rows_at(arrays, n, 0)
             cuda.syncthreads()
             if t == 0 and live:
                 coefficients(table, at, statistics, n * G + g)
@@ -259,7 +262,7 @@ def rows(options, held):
                     c = g * D + d
                     a = weight(parameters.weight, 0, c)
                     upstream = Upstream(centre, a, bias(parameters.bias, 0, c))
-                    dz, x_hat = read(at_element(arrays, n, 0, c), upstream)
+                    dz, x_hat = read(elements_at(lines, c), upstream)
                     sum_g = fma(dz, a, sum_g)
                     sum_gx = fma(dz * a, x_hat, sum_gx)
                     keep(held_dz, j, pack(dz, acc))
@@ -273,7 +276,7 @@ def rows(options, held):
                 if d < D and live:
                     c = g * D + d
                     dz, x_hat, a = in_lanes(held_dz, j), in_lanes(held_x, j), weight(parameters.weight, 0, c)
-                    write(dz, x_hat, at_element(arrays, n, 0, c), centre.rstd * centre.scale, a, means)
+                    write(dz, x_hat, elements_at(lines, c), centre.rstd * centre.scale, a, means)
         for j in range(vectors):
             d = (t + j * team) * count
             if d < D and part < parts:

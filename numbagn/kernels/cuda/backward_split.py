@@ -31,7 +31,7 @@ from .target import (
     store_one,
     team_sums,
 )
-from .walking import at_element, block_last, valid_positions
+from .walking import block_last, columns_at, elements_at, rows_at, valid_positions
 
 
 @cache
@@ -61,8 +61,9 @@ def sums_first(options, team, threads):
             a, bb = weight(parameters.weight, n, c), bias(parameters.bias, n, c)
             upstream = Upstream(centre_at(table, place * FIELDS), a, bb)
             stop = min((part + 1) * slices.size, valid_positions(lengths, n, sizes.S.value))
+            lines = rows_at(arrays, n, c)
             for s in range(part * slices.size + t * count, stop, team * count):
-                dz, x_hat = read(at_element(arrays, n, c, s), upstream)
+                dz, x_hat = read(elements_at(lines, s), upstream)
                 sum_dz = sum_dz + dz
                 sum_x = fma(dz, x_hat, sum_x)
         one, two = sums(lane_sum(sum_dz), lane_sum(sum_x))
@@ -101,9 +102,9 @@ def sums_last(options, columns, threads):
         sum_dz, sum_x = splat(0.0, acc, count), splat(0.0, acc, count)
         if c < C:
             centre, a, bb = in_column(table, column)
-            upstream = Upstream(centre, a, bb)
+            upstream, lines = Upstream(centre, a, bb), columns_at(arrays, n, c)
             for s in range(part * slices.size + row, stop, rows):
-                dz, x_hat = read(at_element(arrays, n, s, c), upstream)
+                dz, x_hat = read(elements_at(lines, s), upstream)
                 sum_dz = sum_dz + dz
                 sum_x = fma(dz, x_hat, sum_x)
         keep(of_dz, row * columns + column, pack(sum_dz, acc))
@@ -191,7 +192,7 @@ def apply_first(options, vectors, threads):
             if e < D * S:
                 d, s = divided(e, sizes.S)
                 c = g * D + d
-                places = at_element(arrays, n, c, s)
+                places = elements_at(rows_at(arrays, n, c), s)
                 if s < valid:
                     a = weight(parameters.weight, n, c)
                     dz, x_hat = read(places, Upstream(centre, a, bias(parameters.bias, n, c)))
@@ -236,12 +237,13 @@ def apply_last(options, columns, vectors, threads):
         if c < C:
             centre, a, bb = in_column(table, column)
             upstream, r = Upstream(centre, a, bb), centre.rstd * centre.scale
+            lines = columns_at(arrays, n, c)
             of_channels = Means(in_lanes(of_groups, column), in_lanes(of_groups, columns + column))
             for begin in range(start + row, stop, rows * vectors):
                 for j in range(vectors):
                     s = begin + j * rows
                     if s < stop:
-                        places = at_element(arrays, n, s, c)
+                        places = elements_at(lines, s)
                         if s < valid:
                             dz, x_hat = read(places, upstream)
                             write(dz, x_hat, places, r, a, of_channels)

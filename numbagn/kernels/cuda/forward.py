@@ -39,7 +39,7 @@ from .target import (
     unrolled,
     warp_any,
 )
-from .walking import at_element, valid_positions
+from .walking import elements_at, rows_at, valid_positions
 
 # What y is made with: what x is centred with, weight * rstd, bias.
 Affine = namedtuple("Affine", "centre factor bias")
@@ -180,7 +180,7 @@ def whole(options, held_by):
         if e < group.size:
             d, s = divided(e, S)
             n, c = group.n, group.c + d
-            places = at_element(arrays, n, c, s)
+            places = elements_at(rows_at(arrays, n, c), s)
             if s < group.valid:
                 a = weight(parameters.weight, n, c) * centre.rstd
                 write(kept(registers, j, held, count), places, Affine(centre, a, bias(parameters.bias, n, c)))
@@ -231,7 +231,7 @@ def whole(options, held_by):
             if e < size:
                 d, s = divided(e, S)
                 if s < valid:
-                    v = read(at_element(arrays, n, c + d, s))
+                    v = read(elements_at(rows_at(arrays, n, c + d), s))
             keep(registers, j, v)
 
         scale = one

@@ -8,9 +8,8 @@ from collections import namedtuple
 
 # An array of x's shape, with the strides of its samples and rows; within a row elements are neighbours.
 Operand = namedtuple("Operand", "address n r")
-# The arrays of a call; y is dx in the backward pass, which alone has dy and dresidual. Of one element: a `Place` each.
+# The arrays of a call; y is dx in the backward pass, which alone has dy and dresidual.
 Arrays = namedtuple("Arrays", "x skip residual dy y dresidual", defaults=(None,) * 6)
-Place = namedtuple("Place", "address i")
 # A weight or bias, with the strides of samples and channels; that of channels is 0 where there is none.
 Parameter = namedtuple("Parameter", "address n c")
 Parameters = namedtuple("Parameters", "weight bias")

@@ -34,7 +34,7 @@ from .target import (
     team_sums,
     unpack,
 )
-from .walking import at_element, block_last, statistics_in, valid_positions
+from .walking import block_last, columns_at, elements_at, rows_at, statistics_in, valid_positions
 
 MEAN, M2, COUNT = range(3)
 
@@ -91,7 +91,7 @@ def sums_first(options, vectors, threads):
                 if v < stop:
                     d, s = divided(v * count, S)
                     if s < valid:
-                        packed = read(at_element(arrays, n, c + d, s))
+                        packed = read(elements_at(rows_at(arrays, n, c + d), s))
                         lanes = fma(unpack(packed, acc), scale, lanes)
                         number += count
                 keep(registers, j, packed)
@@ -113,7 +113,7 @@ def sums_first(options, vectors, threads):
                     if v < stop:
                         d, s = divided(v * count, S)
                         if s < valid:
-                            difference = fma(unpack(read(at_element(arrays, n, c + d, s)), acc), scale, -m)
+                            difference = fma(unpack(read(elements_at(rows_at(arrays, n, c + d), s)), acc), scale, -m)
                             lanes = lanes + difference
                             lanes_2 = fma(difference, difference, lanes_2)
                             number += count
@@ -161,6 +161,7 @@ def sums_last(options, columns, threads):
         row = cuda.threadIdx.x // columns
         column = cuda.threadIdx.x - row * columns
         c = tile * channels + column * count
+        lines = columns_at(arrays, n, c)
         for i in range(cuda.threadIdx.x, channels, threads):
             scales[i] = one
         cuda.syncthreads()
@@ -172,7 +173,7 @@ def sums_last(options, columns, threads):
                 used = min(stop - start, first_positions)
                 if c < C:
                     for s in range(start, start + used):
-                        lanes = fma(unpack(read(at_element(arrays, n, s, c)), acc), scale, lanes)
+                        lanes = fma(unpack(read(elements_at(lines, s)), acc), scale, lanes)
                 keep(shifts, column, pack(lanes * (one / scalar(max(used, 1))), acc))
             cuda.syncthreads()
             m = in_lanes(shifts, column)
@@ -180,7 +181,7 @@ def sums_last(options, columns, threads):
             lanes_2 = splat(0.0, acc, count)
             if c < C:
                 for s in range(start + row, stop, rows):
-                    difference = fma(unpack(read(at_element(arrays, n, s, c)), acc), scale, -m)
+                    difference = fma(unpack(read(elements_at(lines, s)), acc), scale, -m)
                     lanes = lanes + difference
                     lanes_2 = fma(difference, difference, lanes_2)
             keep(sums_1, row * columns + column, pack(lanes, acc))
@@ -279,7 +280,7 @@ def apply_first(options, vectors, threads):
             if e < sizes.D.value * sizes.S.value:
                 d, s = divided(e, sizes.S)
                 c = g * sizes.D.value + d
-                places = at_element(arrays, n, c, s)
+                places = elements_at(rows_at(arrays, n, c), s)
                 if s < valid:
                     a = weight(parameters.weight, n, c) * centre.rstd
                     write(read(places), places, Affine(centre, a, bias(parameters.bias, n, c)))
@@ -319,12 +320,12 @@ def apply_last(options, columns, vectors, threads):
         c = tile * channels + column * count
         if c < sizes.C.value:
             centre, a, bb = in_column(table, column)
-            affine = Affine(centre, centre.rstd * a, bb)
+            affine, lines = Affine(centre, centre.rstd * a, bb), columns_at(arrays, n, c)
             for first in range(start + row, stop, rows * vectors):
                 for j in range(vectors):
                     s = first + j * rows
                     if s < stop:
-                        places = at_element(arrays, n, s, c)
+                        places = elements_at(lines, s)
                         if s < valid:
                             write(read(places), places, affine)
                         else:

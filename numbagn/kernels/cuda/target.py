@@ -95,16 +95,17 @@ def launchable(kernel, form):
     So a launch costs what its numbers cost, 1 us each, and nothing for what is absent: numba-cuda spends another 2.7 us
     on each tuple among the arguments.
     """
-    names = {} if SIMULATED else {"launch_bounds": kernel.threads}
+    bounds = {} if SIMULATED else {"launch_bounds": kernel.threads}
     body, nest = kernel.function if SIMULATED else device(kernel.function), nested(form)
 
     def entry(numbers):
         body(*nest(numbers))
 
     # with the names of the module that it is written in: to those alone the simulator lends its own `cuda`
-    module, name = kernel.function.__globals__, kernel.function.__name__
-    entry = FunctionType(entry.__code__, module, name, None, entry.__closure__)
-    return Launchable(cuda.jit(**names)(entry), kernel.threads)
+    names, told = kernel.function.__globals__, kernel.function.__name__
+    entry = FunctionType(entry.__code__, names, told, None, entry.__closure__)
+    entry.__qualname__ = told
+    return Launchable(cuda.jit(**bounds)(entry), kernel.threads)
 
 
 def launch(kernel, blocks, stream, numbers):

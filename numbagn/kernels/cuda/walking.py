@@ -1,28 +1,56 @@
-"""How CUDA kernels walk over what they are given: element by element of all arrays at once, block by block."""
+"""How CUDA kernels walk over what they are given: along lines of all arrays at once, block by block."""
 
-from .operands import Arrays, Place, Statistics
+from collections import namedtuple
+
+from .operands import Arrays, Statistics
 from .target import device, divided, load_integer
 
+# Elements of an array that stand evenly spaced, from `start` on: of a row or, in one sample, of a column.
+Line = namedtuple("Line", "address start step")
+# An element.
+Place = namedtuple("Place", "address i")
+
+
+def _of_all(change):
+    """A function that changes all arrays of a call alike."""
+
+    @device
+    def changed(arrays, *where):
+        return Arrays(
+            change(arrays.x, *where),
+            change(arrays.skip, *where),
+            change(arrays.residual, *where),
+            change(arrays.dy, *where),
+            change(arrays.y, *where),
+            change(arrays.dresidual, *where),
+        )
+
+    return changed
+
 
 @device
-def at(operand, n, r, i):
-    """Element i of row r of sample n."""
+def _row(operand, n, r):
     if operand is None:
         return None
-    return Place(operand.address, n * operand.n + r * operand.r + i)
+    return Line(operand.address, n * operand.n + r * operand.r, 1)
 
 
 @device
-def at_element(arrays, n, r, i):
-    """The same element of all arrays."""
-    return Arrays(
-        at(arrays.x, n, r, i),
-        at(arrays.skip, n, r, i),
-        at(arrays.residual, n, r, i),
-        at(arrays.dy, n, r, i),
-        at(arrays.y, n, r, i),
-        at(arrays.dresidual, n, r, i),
-    )
+def _column(operand, n, i):
+    if operand is None:
+        return None
+    return Line(operand.address, n * operand.n + i, operand.r)
+
+
+@device
+def _element(line, k):
+    if line is None:
+        return None
+    return Place(line.address, line.start + k * line.step)
+
+
+# (arrays, sample, row) and (arrays, sample, element of all rows): the lines there. (lines, k): the elements at k.
+rows_at, columns_at, elements_at = _of_all(_row), _of_all(_column), _of_all(_element)
 
 
 @device
