@@ -1,44 +1,21 @@
 """The launches of the backward pass for arrays on a GPU."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...kernels.cuda import backward as one_pass
 from ...kernels.cuda import backward_split as split
-from ...kernels.cuda.kinds import Kinds, Options
-from ...kernels.cuda.operands import (
-    Arrays,
-    Columns,
-    Divisor,
-    Gradients,
-    Lengths,
-    Parameters,
-    Partials,
-    Sizes,
-    Slices,
-    Statistics,
-    Walk,
-)
+from ...kernels.cuda.operands import Columns, Divisor, Gradients, Parameters, Partials, Sizes, Slices, Walk
 from ..arguments import Backward
-from ..checks import ACTIVATIONS, Problem
+from ..checks import Problem
 from . import grids
-from .buffers import Buffer, Way, count_of, operand_of, parameter_of
+from .buffers import Buffer
 from .drafts import Draft
 from .grids import Channels, Whole, by
-from .operands import Arguments
+from .operands import operands_of
 from .plans import Came, Plan
+from .work import Work, work_of
 
 __all__ = ["plan_backward"]
-
-
-class Work(NamedTuple):
-    """What the kernels of a call are made for and given."""
-
-    p: Problem
-    options: Options
-    arrays: Arrays
-    parameters: Parameters
-    lengths: Lengths | None
-    statistics: Statistics
 
 
 class Summed(NamedTuple):
@@ -52,53 +29,19 @@ class Summed(NamedTuple):
 def plan_backward(given: Backward, came: Came) -> Plan:
     """A plan whose results are dx, dweight and dbias, and dresidual if there is a residual."""
     draft = Draft()
-    arguments = Arguments(draft, given, came)
-    p, x = arguments.problem(0.0)
-    weight, bias = (arguments.parameter(name, p) for name in ("weight", "bias"))
-    skip, residual = (arguments.operand(name, p) for name in ("skip", "residual"))
-    dy = arguments.operand("dy", p)
-    if dy is None:
-        raise TypeError("dy must be a device array as x is, got None")
-    mean, rstd = (arguments.statistics(name, p) for name in ("mean", "rstd"))
-    wanted = arguments.output(p)
-    lengths = arguments.lengths(p)
-    mean, rstd = draft.contiguous(mean), draft.contiguous(rstd)
-    dx = wanted or arguments.result("dx", p)
+    operands = operands_of(draft, given, came)
+    p, residual, dx = operands.p, operands.residual, operands.out
     dresidual = None if residual is None else draft.laid_out("dresidual", p, residual.array.dtype)
-    dweight, dbias = _gradient(draft, "dweight", weight, p), _gradient(draft, "dbias", bias, p)
+    dweight = _gradient(draft, "dweight", operands.weight, p)
+    dbias = _gradient(draft, "dbias", operands.bias, p)
     results = (dx, dweight, dbias) if dresidual is None else (dx, dweight, dbias, dresidual)
     if p.size == 0:
         draft.clear(dweight)
         draft.clear(dbias)
         return draft.plan(p, results)
-    target = draft.target(dx, p, same=(x, skip, residual, dy), others=(weight, bias, mean, rstd))
-    dy = draft.walkable(dy, p)
-    skip, residual = (buffer and draft.walkable(buffer, p) for buffer in (skip, residual))
-
-    last = grids.layout_is_last(p.layout, p.S)
-    own = any(buffer is not None and buffer.shape != p.parameter_shapes[0] for buffer in (weight, bias))
-    way = Way(last, p.S == 1 and not last and not own, lengths is not None)
-    count = count_of(p, way, (x, skip, residual, dy, dresidual), (weight, bias))
-    if count_of(p, way, (target,)) < count:  # as for y
-        target = draft.beside(dx, p)
-    acc = p.dtype.accumulator.name
-    kinds = Kinds(
-        p.dtype.name,
-        skip=skip.kind if skip else "",
-        residual=residual.kind if residual else "",
-        weight=weight.kind if weight else acc,
-        bias=bias.kind if bias else acc,
-        dy=dy.kind,
-        mean=mean.kind,
-        rstd=rstd.kind,
-    )
-    options = Options(kinds, ACTIVATIONS[p.activation], count, padded=way.padded)
-    arrays = Arrays(*(operand_of(buffer, p) for buffer in (x, skip, residual, dy, target, dresidual)))
-    parameters = Parameters(parameter_of(weight, p), parameter_of(bias, p))
-    work = Work(p, options, arrays, parameters, lengths, Statistics(mean.name, rstd.name, 0))
-    _sum_parameters(draft, p, _pass(draft, work, way), (dweight, dbias))
-    if target is not dx:
-        draft.copy(target, dx)
+    work = work_of(draft, operands, dresidual)
+    _sum_parameters(draft, p, _pass(draft, work), (dweight, dbias))
+    draft.copy_if_other(work.target, dx)
     return draft.plan(p, results)
 
 
@@ -109,9 +52,9 @@ def _gradient(draft: Draft, name: str, parameter: Buffer | None, p: Problem) -> 
     return draft.dense(name, parameter.shape, parameter.array.dtype)
 
 
-def _pass(draft: Draft, work: Work, way: Way) -> Summed:
+def _pass(draft: Draft, work: Work) -> Summed:
     """The launches that make dx."""
-    p, options = work.p, work.options
+    p, way, options = work.p, work.way, work.options
     D, wide = p.C // p.G, p.dtype.accumulator.itemsize * options.count > 16
     held = grids.rows_of(D, options.count, wide) if way.lanewise and not way.padded else None
     if held is not None:
@@ -120,7 +63,7 @@ def _pass(draft: Draft, work: Work, way: Way) -> Summed:
     if channels is not None and not (way.lanewise and D > 64):
         return _in_one_pass(draft, work, channels)
     if way.lanewise:
-        work = work._replace(options=options._replace(count=1))
+        work = work._replace(options=options._replace(count=1, lanewise=False))
     return _channels_last(draft, work) if way.last else _channels_first(draft, work)
 
 
@@ -141,7 +84,7 @@ def _in_one_pass(draft: Draft, work: Work, channels: Channels) -> Summed:
     partials = Partials(draft.scratch("partials", 2 * p.N * p.C, p.dtype.accumulator), p.N * p.C)
     sizes = Sizes(groups=p.N * p.G, G=by(p.G), D=by(p.C // p.G), S=Divisor(p.S))
     kernel, blocks = one_pass.whole(work.options, channels, grids.THREADS), -(-sizes.groups // channels.groups)
-    draft.launch(kernel, blocks, work.arrays, work.parameters, work.lengths, work.statistics, partials, sizes)
+    draft.launch(kernel, blocks, *_given(work), partials, sizes)
     return Summed(partials, Columns(p.N, p.C, by(p.C), p.C, p.C), 1)
 
 
@@ -152,13 +95,12 @@ def _channels_last(draft: Draft, work: Work) -> Summed:
     slices = Slices(by(sums.slices), sums.size, by(tiles))
     sizes = Sizes(groups=p.N * p.G, G=Divisor(p.G), D=by(p.C // p.G), C=Divisor(p.C), S=Divisor(p.S))
     summed, means = _sums(draft, p, sums.slices)
-    given = work.arrays, work.parameters, work.lengths, work.statistics
 
     kernel = split.sums_last(options, columns, grids.THREADS)
     draft.launch(kernel, blocks, *_only_read(work), summed.partials, slices, sizes)
     _settle(draft, work, summed, means)
     kernel = split.apply_last(options, columns, grids.VECTORS, grids.THREADS)
-    draft.launch(kernel, blocks, *given, means, slices, sizes)
+    draft.launch(kernel, blocks, *_given(work), means, slices, sizes)
     return summed
 
 
@@ -178,8 +120,7 @@ def _channels_first(draft: Draft, work: Work) -> Summed:
     stretches = -(-D * p.S // (count * grids.VECTORS * grids.THREADS))
     sizes = Sizes(groups=p.N * p.G, G=by(p.G), D=Divisor(D), S=by(p.S))
     kernel = split.apply_first(options, grids.VECTORS, grids.THREADS)
-    given = work.arrays, work.parameters, work.lengths, work.statistics
-    draft.launch(kernel, sizes.groups * stretches, *given, means, Slices(by(stretches)), sizes)
+    draft.launch(kernel, sizes.groups * stretches, *_given(work), means, Slices(by(stretches)), sizes)
     return summed
 
 
@@ -191,9 +132,14 @@ def _sums(draft: Draft, p: Problem, slices: int) -> tuple[Summed, str]:
     return Summed(partials, columns, slices), draft.scratch("means", 2 * p.N * p.G)
 
 
-def _only_read(work: Work) -> tuple[Arrays, Parameters, Lengths | None, Statistics]:
+def _given(work: Work) -> tuple[Any, ...]:
+    """What kernels that write dx are given."""
+    return work.arrays, work.parameters, work.lengths, work.statistics
+
+
+def _only_read(work: Work) -> tuple[Any, ...]:
     """What kernels that sum are given."""
-    return work.arrays._replace(y=None, dresidual=None), work.parameters, work.lengths, work.statistics
+    return _given(work._replace(arrays=work.arrays._replace(y=None, dresidual=None)))
 
 
 def _settle(draft: Draft, work: Work, summed: Summed, means: str) -> None:

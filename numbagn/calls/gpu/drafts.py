@@ -73,6 +73,11 @@ class Draft:
         kernel = copy(source.kind, target.kind, len(shape), grids.THREADS)
         self.launch(kernel, -(-size // grids.THREADS), strided(source), strided(target), size, shape)
 
+    def copy_if_other(self, source: Buffer, target: Buffer) -> None:
+        """Copy where it is not the same buffer."""
+        if source is not target:
+            self.copy(source, target)
+
     def relaid(self, source: Buffer, order: Iterable[int]) -> Buffer:
         """A dense copy, its axes in memory in that order."""
         copy = self.dense(f"{source.name} relaid", source.shape, source.array.dtype, order)

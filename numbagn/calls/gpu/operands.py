@@ -1,6 +1,6 @@
 """The arguments of a call for arrays on a GPU: checked, and copied where no kernel could walk over them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from ...arrays.device import shape_only
 from ...arrays.families import float_row
 from ...kernels.cuda.operands import Lengths
 from ...shapes.strides import layout_of
+from ..arguments import Backward, Forward
 from ..checks import Problem, channel_axis_of, check_apart, problem, shape_of_parameter
 from ..positions import lengths_of, outermost
 from ..rows import ROWS, Rows, normalized, rows, steps_of_rows
@@ -16,11 +17,43 @@ from .drafts import Draft
 from .grids import MOST
 from .plans import Came
 
-__all__ = ["Arguments", "host_lengths"]
+__all__ = ["Operands", "host_lengths", "operands_of"]
 
 
-class Arguments:
-    """What is given to a call, as the checks go through it; copies become launches of the draft."""
+class Operands(NamedTuple):
+    """The checked arguments of a call."""
+
+    p: Problem
+    x: Buffer
+    weight: Buffer | None
+    bias: Buffer | None
+    skip: Buffer | None
+    residual: Buffer | None
+    dy: Buffer | None  # of the backward pass, as mean and rstd
+    mean: Buffer | None
+    rstd: Buffer | None
+    out: Buffer  # new memory where none is given
+    lengths: Lengths | None
+
+
+def operands_of(draft: Draft, given: Forward | Backward, came: Came) -> Operands:
+    """Check the arguments of a call; copies of them become launches of the draft."""
+    arguments = _Arguments(draft, given, came)
+    p, x = arguments.problem()
+    weight, bias = (arguments.parameter(name, p) for name in ("weight", "bias"))
+    skip, residual = (arguments.operand(name, p) for name in ("skip", "residual"))
+    dy = mean = rstd = None
+    if isinstance(given, Backward):
+        dy = arguments.operand("dy", p)
+        if dy is None:
+            raise TypeError("dy must be a device array as x is, got None")
+        mean, rstd = (arguments.statistics(name, p) for name in ("mean", "rstd"))
+    out = arguments.output(p)
+    return Operands(p, x, weight, bias, skip, residual, dy, mean, rstd, out, arguments.lengths(p))
+
+
+class _Arguments:
+    """The arguments of a call as the checks go through them."""
 
     def __init__(self, draft: Draft, given: Any, came: Came) -> None:
         self.draft, self.given, self.came = draft, given, came
@@ -32,14 +65,18 @@ class Arguments:
             raise device
         return None if device is None else Buffer(name, device.array, device)
 
-    def problem(self, eps: Any) -> tuple[Problem, Buffer]:
+    def required(self, name: str) -> Buffer:
+        buffer = self.buffer(name)
+        assert buffer is not None
+        return buffer
+
+    def problem(self) -> tuple[Problem, Buffer]:
         """The checked problem and x laid out for it: a copy where no kernel can walk its memory."""
-        x = self.buffer("x")
-        assert x is not None
-        array, given = x.array, self.given
-        float_row("x", array)
-        array = _natural_unless_walkable(array, given)
+        x, given = self.required("x"), self.given
+        float_row("x", x.array)
+        array = _natural_unless_walkable(x.array, given)
         make = rows if given.channel_axis is ROWS else problem
+        eps = given.eps if isinstance(given, Forward) else 0.0
         p = make(array, given.num_groups, eps, given.channel_axis, given.activation)
         if p.C // p.G * p.S > MOST or p.N * p.C > MOST:
             raise ValueError(f"x must not have more than {MOST} elements a group, or channels, on a GPU, got {p.shape}")
@@ -67,19 +104,18 @@ class Arguments:
         return buffer
 
     def statistics(self, name: str, p: Problem) -> Buffer:
-        """Mean or rstd."""
-        buffer = self.buffer(name)
-        assert buffer is not None
+        """Mean or rstd, dense."""
+        buffer = self.required(name)
         float_row(name, buffer.array)
         if buffer.shape != p.statistics_shape:
             raise ValueError(f"{name} must have shape {p.statistics_shape}, got {buffer.shape}")
-        return buffer
+        return self.draft.contiguous(buffer)
 
-    def output(self, p: Problem) -> Buffer | None:
-        """Where y or dx is to go."""
+    def output(self, p: Problem) -> Buffer:
+        """Where y or dx is to go: new memory has its axes in the order of x's as it came."""
         out = self.buffer("out")
         if out is None or out.came is None:
-            return None
+            return self.draft.empty("result", p.shape, strides_like(self.required("x").array), p.result)
         if out.array.dtype != p.result:
             raise TypeError(f"out must have x's dtype {p.result}, got {out.array.dtype}")
         if out.shape != p.shape:
@@ -88,12 +124,6 @@ class Arguments:
             raise ValueError("out must be writable, got a read-only array")
         check_apart(out.array)
         return out
-
-    def result(self, name: str, p: Problem) -> Buffer:
-        """New memory for y or dx, its axes in memory in the order of those of x as it came."""
-        x = self.buffer("x")
-        assert x is not None
-        return self.draft.empty(name, p.shape, strides_like(x.array), p.result)
 
     def lengths(self, p: Problem) -> Lengths | None:
         """How many positions are valid, where that is given."""
