@@ -70,17 +70,13 @@ def key_of(came: Came, *options: Any) -> Any:
     """
     if not all(isinstance(v, (int, float, str, np.number, type(None))) or v is ROWS or _shape(v) for v in options):
         return None
-    kinds: list[Any] = []
-    for device in came.values():
-        if isinstance(device, Exception):
-            return None
-        place = (
-            None
-            if device is None
-            else (device.array.shape, device.array.strides, device.array.dtype, device.first % 16)
-        )
-        kinds.append(place)
-    return (*kinds, *_around_out(came), *options, *map(type, options))
+    if any(isinstance(device, Exception) for device in came.values()):
+        return None
+    return (*map(_kind, came.values()), *_around_out(came), *options, *map(type, options))
+
+
+def _kind(device: Any) -> Any:
+    return None if device is None else (device.array.shape, device.array.strides, device.array.dtype, device.first % 16)
 
 
 def _shape(value: Any) -> bool:
