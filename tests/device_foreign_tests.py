@@ -8,7 +8,7 @@ from stand_in_device import Device, Foreign, NumbaArray
 import numbagn
 from numbagn import reference
 from numbagn.arrays import device as device_arrays
-from numbagn.calls.gpu import grids
+from numbagn.calls.gpu import grids, plans
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SHAPE = (2, 4, 2, 4)
@@ -106,6 +106,33 @@ def test_an_argument_that_changed_between_calls_is_asked_again(rng, computing):
         given = Foreign(whole[:2] if split.start else whole[1:])
         wanted = reference.group_norm(given.host, 2)[0]
         close(call(given, Foreign(whole[split])).host, wanted, 3e-6)
+
+
+@pytest.mark.parametrize("way", ["in place", "another layout", "host lengths", "device lengths"])
+def test_a_plan_is_kept_whatever_a_call_needs(rng, computing, way):
+    for lengths in ([4, 2], [1, 4], [0, 3]):
+        x = normal(rng, (2, 4, 4), np.float32)
+        want, options = reference.group_norm(x, 2)[0], {}
+        given = computing.put(x)
+        if way == "in place":
+            options["out"] = given
+        elif way == "another layout":
+            options["out"] = computing.put(np.zeros((4, 4, 2), np.float32).T)
+        else:
+            options["lengths"] = lengths if way == "host lengths" else computing.put(np.array(lengths))
+            for n, length in enumerate(lengths):
+                want[n] = 0
+                if length:
+                    want[n : n + 1, :, :length] = reference.group_norm(x[n : n + 1, :, :length], 2)[0]
+        close(numbagn.group_norm(given, 2, **options).host, want, 3e-6)
+        assert len(plans._plans) == 1
+    if way == "host lengths":  # are checked in each call
+        for _ in range(2):
+            with pytest.raises(ValueError, match="lengths must be from 0 to 4"):
+                numbagn.group_norm(given, 2, lengths=[5, 1])
+    for _ in range(2):
+        numbagn.group_norm(given, np.int64(2), eps=np.float64(1e-3))
+    assert len(plans._plans) == 2
 
 
 # -------------------------------------------------------------------------------------------------------------- tensors
@@ -266,6 +293,16 @@ def test_a_refused_call_leaves_no_stream_behind_what_it_launched(rng, device):
     order = device.order()
     launched = [what for what in order if not isinstance(what, tuple)]
     assert not launched or order[-1] == (5, 3)
+
+
+def test_nothing_is_launched_before_all_is_checked(rng, device):
+    x = normal(rng, SHAPE, np.float32)
+    other = device.put(np.ascontiguousarray(x.T).T, stream=4)  # is copied
+    for bad in ({"out": device.put(x[:1])}, {"lengths": [9, 1]}, {"bias": np.ones(3, np.float32)}):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=" must "):
+                numbagn.group_norm(other, 2, skip=other, **bad)
+    assert not device.log
 
 
 def test_tensors_are_worked_on_in_torch_s_current_stream(rng, device):

@@ -16,7 +16,7 @@ from test_forward import make
 
 import numbagn
 from numbagn import reference
-from numbagn.calls.gpu import grids, operands, passes, replay
+from numbagn.calls.gpu import grids, passes, plans, running
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 if SIMULATED:  # lanes are NumPy arrays there, which warn of infinities
@@ -38,12 +38,12 @@ def kernels_for(split):
     """Take the kernels for large groups, whatever the size."""
     with pytest.MonkeyPatch.context() as patch:
         if split:
-            replay.forget()
-            patch.setattr(passes, "whole_of", lambda *sizes: None)
-            patch.setattr(passes, "channels_of", lambda *sizes: None)
+            plans.forget()
+            patch.setattr(grids, "whole_of", lambda *sizes: None)
+            patch.setattr(grids, "channels_of", lambda *sizes: None)
         yield
     if split:
-        replay.forget()
+        plans.forget()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -260,7 +260,7 @@ def test_a_repeated_call_is_replayed_on_its_own_arrays(rng, monkeypatch):
     shape = (2, 4, 2, 4)
     x, dy, more = (normal(rng, shape, np.float32) for _ in range(3))
     weights = [normal(rng, 4, np.float32) for _ in range(3)]
-    monkeypatch.setattr(replay, "_plans", {})
+    monkeypatch.setattr(plans, "_plans", {})
     for turn, w in enumerate(weights):
         given = w if turn == 2 else send(w)  # a layer's parameters are the host's
         options = {"weight": given, "skip": send(more), "residual": send(dy), "activation": "silu"}
@@ -274,7 +274,7 @@ def test_a_repeated_call_is_replayed_on_its_own_arrays(rng, monkeypatch):
         wanted = reference.group_norm_backward(dy, x, 2, **arguments)
         check([*map(receive, got)], wanted, 1e-5, 1e-5, wanted_rstd)
         x = x + 1  # other memory, other values
-    assert len(replay._plans) == 3  # forward fresh and out=, backward
+    assert len(plans._plans) == 3  # forward fresh and out=, backward
     y, mean, _ = numbagn.group_norm_forward(send(x), 2)
     _, again_mean, _ = numbagn.group_norm_forward(send(x + 5), 2)
     assert np.abs(receive(again_mean) - receive(mean) - 5).max() < 1e-5  # the first results are not overwritten
@@ -391,7 +391,7 @@ def test_what_the_device_has_no_kernels_for_says_so():
 
 def test_arrays_of_another_device_are_refused(rng, monkeypatch):
     x, skip = (cuda.to_device(normal(rng, (2, 4, 6), np.float32)) for _ in range(2))
-    monkeypatch.setattr(operands, "device_of", lambda owner: int(owner is skip))
+    monkeypatch.setattr(running, "device_of", lambda owner: int(owner is skip))
     monkeypatch.setattr(passes, "current", contextlib.nullcontext)
     with pytest.raises(ValueError, match="skip must lie on x's device 0, got device 1"):
         numbagn.group_norm(x, 2, skip=skip)

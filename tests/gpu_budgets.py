@@ -44,47 +44,66 @@ def kernels():
     from numbagn.calls.gpu.grids import channels_of, rows_of, whole_of
     from numbagn.kernels.cuda import backward, backward_split, forward, split
     from numbagn.kernels.cuda.copying import copy
-    from numbagn.kernels.cuda.kinds import accumulator_of
+    from numbagn.kernels.cuda.kinds import Kinds, Options, accumulator_of
 
     for kind, count in COUNTS.items():
         acc = accumulator_of(kind)
         wide = {"float32": 4, "float64": 8}[acc] * count > 16
-        common, both = (kind, "", "", acc, acc, "silu", count), (kind, "", kind, "", acc, acc, "float64", "float64")
+        options = Options(Kinds(kind, weight=acc, bias=acc), "silu", count)
+        both = options._replace(kinds=options.kinds._replace(dy=kind))
         for packed in (4, 128, 1024, 2048, 4096, 8192):
             w = whole_of(packed * count, count)
-            if w is None:
-                continue
-            name = f"forward whole {w.team}x{w.vectors}"
-            yield name, kind, forward.whole(*common, False, w.vectors, w.team, w.threads, False)
-        yield "forward whole lanewise", kind, forward.whole(*common, True, 4, THREADS, THREADS, False)
-        yield "forward sums first", kind, split.sums_first(kind, "", count, 4, THREADS, False)
-        yield "forward sums last", kind, split.sums_last(kind, "", count, 32, THREADS, False)
-        yield "forward apply first", kind, split.apply_first(*common, False, 4, THREADS, False)
-        yield "forward apply last", kind, split.apply_last(*common, 32, 4, THREADS, False)
+            if w is not None:
+                yield f"forward whole {w.team}x{w.vectors}", kind, forward.whole(options, w)
+        lanewise = options._replace(lanewise=True)
+        yield "forward whole lanewise", kind, forward.whole(lanewise, (4, THREADS, THREADS))
+        yield "forward sums first", kind, split.sums_first(options.of_sums(), 4, THREADS)
+        yield "forward sums last", kind, split.sums_last(options.of_sums(), 32, THREADS)
+        yield "forward apply first", kind, split.apply_first(options, 4, THREADS)
+        yield "forward apply last", kind, split.apply_last(options, 32, 4, THREADS)
         for D, S in ((8, 32 * count), (8, 64 * count), (16, 128 * count)):
-            plan = channels_of(D, S, count, wide)
-            if plan is not None:
-                each, vectors, team, groups = plan
-                yield (
-                    f"backward whole {each}x{vectors}", kind,
-                    backward.whole(*both, "silu", count, each, vectors, team, groups, THREADS, False),
-                )  # fmt: skip
+            held = channels_of(D, S, count, wide)
+            if held is not None:
+                yield f"backward whole {held.each}x{held.vectors}", kind, backward.whole(both, held, THREADS)
         for elements in (96 * count, 1024 * count):
             row = rows_of(elements, count, wide)
             if row is not None:
-                yield (
-                    f"backward rows {row.team}x{row.vectors}", kind,
-                    backward.rows(*both, "silu", count, row.vectors, row.team, row.threads),
-                )  # fmt: skip
-        yield "backward sums first", kind, backward_split.sums_first(*both, "silu", count, THREADS, THREADS, False)
-        yield "backward sums last", kind, backward_split.sums_last(*both, "silu", count, 32, THREADS, False)
-        yield "backward apply first", kind, backward_split.apply_first(*both, "silu", count, 4, THREADS, False)
-        yield "backward apply last", kind, backward_split.apply_last(*both, "silu", count, 32, 4, THREADS, False)
+                yield f"backward rows {row.team}x{row.vectors}", kind, backward.rows(both, row)
+        yield "backward sums first", kind, backward_split.sums_first(both, THREADS, THREADS)
+        yield "backward sums last", kind, backward_split.sums_last(both, 32, THREADS)
+        yield "backward apply first", kind, backward_split.apply_first(both, 4, THREADS)
+        yield "backward apply last", kind, backward_split.apply_last(both, 32, 4, THREADS)
     for acc in ("float32", "float64"):
         yield "backward settle", acc, backward_split.settle(acc, acc, THREADS)
         yield "parameters", acc, backward.parameters(acc, acc, acc, THREADS)
     yield "forward settle", "float64", split.settle(THREADS)
     yield "copy", "float32", copy("float32", "float32", 4, THREADS)
+
+
+def arguments_of(kernel):
+    """Numbers for each of a kernel's arguments; there are no skip, residual and lengths."""
+    from numbagn.kernels.cuda import operands
+
+    operand, parameter, divisor = operands.Operand(0, 0, 0), operands.Parameter(0, 0, 0), operands.Divisor(0, 0, 0)
+    known = {
+        "arrays": operands.Arrays(x=operand, dy=operand, y=operand),
+        "parameters": operands.Parameters(parameter, parameter),
+        "lengths": None,
+        "statistics": operands.Statistics(0, 0, 0),
+        "partials": operands.Partials(0, 0),
+        "slices": operands.Slices(divisor, 0, divisor),
+        "sizes": operands.Sizes(0, 0, divisor, divisor, divisor, divisor),
+        "merged": operands.Merged(0, divisor, 0, 0, 0),
+        "walk": operands.Walk(0, 0),
+        "columns": operands.Columns(0, 0, divisor, 0, 0),
+        "gradients": operands.Gradients(0, 0, 0, 0),
+        "source": operands.Strided(0, (0,) * 4),
+        "target": operands.Strided(0, (0,) * 4),
+        "shape": (0,) * 4,
+        "eps": 0.0,
+    }
+    code = kernel.function.__code__
+    return tuple(known.get(name, 0) for name in code.co_varnames[: code.co_argcount])
 
 
 @contextlib.contextmanager
@@ -104,11 +123,14 @@ def ptx_of(kernel, capability):
     """The PTX of a kernel; new dispatchers each time, as those of device functions remember the capability."""
     from numba.cuda import compile_ptx, types
 
-    tuples = {"shape", "source_strides", "target_strides"}
-    arguments = [types.UniTuple(types.int64, 4) if name in tuples else types.float64 if name == "eps" else types.int64
-                 for name in kernel.names]  # fmt: skip
+    from numbagn.kernels.cuda.target import form_of, launchable, numbers_of
+
+    launchable.cache_clear()
+    arguments = arguments_of(kernel)
+    entry = launchable(kernel, form_of(arguments)).dispatcher.py_func
+    numbers = [types.float64 if isinstance(number, float) else types.int64 for number in numbers_of(arguments)]
     with pretending(capability):
-        ptx, _ = compile_ptx(kernel.dispatcher.py_func, tuple(arguments), cc=capability, launch_bounds=kernel.threads)
+        ptx, _ = compile_ptx(entry, (types.BaseTuple.from_types(numbers),), cc=capability, launch_bounds=kernel.threads)
     return ptx
 
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from numbagn.arrays import device, families
-from numbagn.calls.gpu import operands, passes, replay
+from numbagn.calls.gpu import passes, plans, running
 from numbagn.kernels.cuda import target
 
 # Names of dtypes: their storage.
@@ -68,10 +68,10 @@ class Device:
         self.versions = []  # tensors that autograd was told about
         self.events = itertools.count()
         self.launch = target.launch
-        for module in (device, passes, operands):
+        for module in (device, passes, running):
             monkeypatch.setattr(module, "cuda_module", lambda: self.cuda)
         monkeypatch.setattr(target, "launch", self.run)
-        monkeypatch.setattr(replay, "_plans", {})
+        monkeypatch.setattr(plans, "_plans", {})
         monkeypatch.setattr(families, "_known", {})
         device._kept.cache_clear()
         self.torch = torch_of(self)

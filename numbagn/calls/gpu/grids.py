@@ -5,11 +5,15 @@ alone, in any batch and on any GPU.
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ...kernels.cuda.operands import Divisor
 from ...shapes.geometry import CHANNELS_LAST
 
-__all__ = ["MOST", "Sums", "Whole", "columns_of", "divisor", "lanes_that_fit", "rows_of", "slices_of", "whole_of"]
+__all__ = [
+    "MOST", "Channels", "Sums", "Whole", "by", "channels_of", "columns_of", "divisor", "lanes_that_fit",
+    "layout_is_last", "rows_of", "slices_of", "whole_of",
+]  # fmt: skip
 
 # Elements of a group, and blocks of a grid: beyond, divisions by multiplication would be wrong.
 MOST = 2**31 - 1
@@ -29,6 +33,15 @@ class Whole(NamedTuple):
     vectors: int  # a thread
     team: int  # threads a group
     threads: int  # a block
+
+
+class Channels(NamedTuple):
+    """A kernel that keeps the channels of some groups in registers."""
+
+    each: int  # channels a team
+    vectors: int  # a channel and thread
+    team: int  # threads a channel
+    groups: int  # a block
 
 
 class Sums(NamedTuple):
@@ -80,8 +93,8 @@ def rows_of(elements: int, count: int, wide: bool) -> Whole | None:
 
 
 @lru_cache(maxsize=4096)
-def channels_of(D: int, S: int, count: int, wide: bool) -> tuple[int, int, int, int] | None:
-    """(channels a team, packed values a channel, threads a channel, groups a block) of the backward pass, or None."""
+def channels_of(D: int, S: int, count: int, wide: bool) -> Channels | None:
+    """How a block of the backward pass holds the channels of groups, or None where it cannot."""
     vectors = -(-S // count)
     team = min(32, 1 << (vectors - 1).bit_length())
     teams = THREADS // team
@@ -92,7 +105,7 @@ def channels_of(D: int, S: int, count: int, wide: bool) -> tuple[int, int, int, 
         return None
     for each in (1, 2, 4, 8):
         if each * teams >= D and each * values <= (4 if wide else 8):
-            return each, values, team, max(1, each * teams // D)
+            return Channels(each, values, team, max(1, each * teams // D))
     return None
 
 
@@ -121,9 +134,7 @@ def layout_is_last(layout: int, S: int) -> bool:
     return layout == CHANNELS_LAST and S > 1
 
 
-def fields(**values: Any) -> dict[str, Any]:
-    """Values with their divisors beside them, by the names kernels have for them."""
-    for name in ("G", "D", "S", "C", "slices", "tiles", "width"):
-        if name in values:
-            values[f"{name}_mul"], values[f"{name}_shift"] = divisor(values[name])
-    return values
+@lru_cache(maxsize=4096)
+def by(d: int) -> Divisor:
+    """What kernels are given to divide by d."""
+    return Divisor(d, *divisor(d))

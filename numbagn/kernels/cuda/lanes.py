@@ -77,6 +77,39 @@ class PackedModel(core_models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(I32, fe_type.words))
 
 
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+def nested(form):
+    """A function that gives a tuple of numbers that form: nested tuples, 0 for each number, None for what is absent."""
+
+    def typed(part, numbers):
+        if part is None:
+            return types.none
+        if isinstance(part, tuple):
+            return types.BaseTuple.from_types([typed(inner, numbers) for inner in part], type(part))
+        return next(numbers)
+
+    def filled(context, builder, kind, numbers):
+        if kind == types.none:
+            return context.get_dummy_value()
+        if isinstance(kind, types.BaseTuple):
+            return context.make_tuple(builder, kind, [filled(context, builder, inner, numbers) for inner in kind])
+        return next(numbers)
+
+    @intrinsic
+    def nest(typingctx, numbers):
+        result = typed(form, iter(numbers))
+
+        def codegen(context, builder, sig, args):
+            values = (builder.extract_value(args[0], i) for i in range(len(numbers)))
+            return filled(context, builder, result, values)
+
+        return result(numbers), codegen
+
+    return nest
+
+
 # ------------------------------------------------------------------------------------------------------------- memory
 
 

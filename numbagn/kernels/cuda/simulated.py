@@ -16,6 +16,21 @@ class Packed:
         self.kind, self.bits = kind, np.array(bits, STORAGE[kind])
 
 
+def nested(form):
+    def nest(numbers):
+        rest = iter(numbers)
+
+        def filled(part):
+            if isinstance(part, tuple):
+                inner = map(filled, part)
+                return type(part)(*inner) if hasattr(part, "_fields") else tuple(inner)
+            return None if part is None else next(rest)
+
+        return filled(form)
+
+    return nest
+
+
 def load(address, index, kind, count):
     assert address.dtype.itemsize == ITEMSIZE[kind]
     assert 0 <= index <= address.size - count, "beyond the array"

@@ -6,11 +6,12 @@ the accumulator are scaled by a power of two and summed again.
 """
 
 import math
+from collections import namedtuple
 from functools import cache
 
 import numpy as np
 
-from .target import ACC, device, fma
+from .target import ACC, device, fma, lanes_in
 
 # accumulator: (scale down, scale up, a sum of squares below this may have lost digits, means above this need no scaling
 # up: what differs from them at all differs by enough)
@@ -30,6 +31,8 @@ MOST = {"float32": (2.0**60, 2.0**96), "float64": (2.0**500, 2.0**900)}
 EPS_COVERS = {"float32": 1e-12, "float64": 1e-200}
 # What a block keeps for each group or channel: -mean and what it lacks, scaled; 1 / std; the scale.
 SHIFT, LACK, RSTD, SCALE, FIELDS = range(5)
+# The same as one value: x_hat is (x * scale + shift - lack) * rstd.
+Centre = namedtuple("Centre", "shift lack rstd scale")
 
 
 @cache
@@ -95,6 +98,27 @@ def write_coefficients(acc):
 
 
 @device
-def centred(x, scale, shift, lack):
+def centre_at(table, at):
+    """What `write_coefficients` left there."""
+    return Centre(table[at + SHIFT], table[at + LACK], table[at + RSTD], table[at + SCALE])
+
+
+@cache
+def centre_in_lanes(acc, count):
+    """A function (table, columns, column): the same of the channels of one column, where each field has a row."""
+    in_lanes = lanes_in(acc, count)
+
+    @device
+    def of_column(table, columns, column):
+        return Centre(
+            in_lanes(table, SHIFT * columns + column), in_lanes(table, LACK * columns + column),
+            in_lanes(table, RSTD * columns + column), in_lanes(table, SCALE * columns + column),
+        )  # fmt: skip
+
+    return of_column
+
+
+@device
+def centred(x, centre):
     """(x - mean) * scale: the difference from the rounded mean is exact or nearly so."""
-    return fma(x, scale, shift) - lack
+    return fma(x, centre.scale, centre.shift) - centre.lack

@@ -23,6 +23,7 @@ if SIMULATED:
         lane_sum,
         load,
         load_integer,
+        nested,
         pack,
         polynomial,
         splat,
@@ -32,16 +33,16 @@ if SIMULATED:
         warp_any,
         warp_sums,
         where,
-    )  # fmt: skip
+    )
 else:
     from .arithmetic import constant, fma, lane_sum, polynomial, splat, times_power_of_two, where
-    from .lanes import keep, kept, load, load_integer, pack, store, unpack
+    from .lanes import keep, kept, load, load_integer, nested, pack, store, unpack
     from .warps import warp_any, warp_sums
 
 __all__ = [
-    "ACC", "activation_of", "block_last", "device", "divide", "fma", "keep", "kept", "kernel", "lane_sum", "lanes_in",
+    "ACC", "activation_of", "device", "divide", "divided", "fma", "keep", "kept", "kernel", "lane_sum", "lanes_in",
     "load", "load_integer", "load_one", "pack", "slope_of", "splat", "store", "store_one", "team_sums", "unpack",
-    "unrolled", "valid_positions", "warp_any",
+    "unrolled", "warp_any",
 ]  # fmt: skip
 
 # The scalar type of accumulators, by kind.
@@ -54,27 +55,62 @@ def device(function):
 
 
 class Kernel(NamedTuple):
-    """A kernel with what launching it takes."""
+    """A kernel, before it is known which of its arguments are absent."""
 
-    dispatcher: Any
-    names: tuple[str, ...]  # of its arguments
+    function: Any
     threads: int  # of a block
 
 
 def kernel(threads):
     """Make a kernel for blocks of that many threads; ptxas, told so, finds registers for all of them."""
-
-    def made(function):
-        code = function.__code__
-        jit = cuda.jit if SIMULATED else cuda.jit(launch_bounds=threads)
-        return Kernel(jit(function), code.co_varnames[: code.co_argcount], threads)
-
-    return made
+    return lambda function: Kernel(function, threads)
 
 
-def launch(kernel, blocks, stream, arguments):
+class Launchable(NamedTuple):
+    """A kernel as it is launched: with its numbers alone."""
+
+    dispatcher: Any
+    threads: int
+
+
+def numbers_of(values):
+    """The numbers in nested tuples, in their order."""
+    if isinstance(values, tuple):
+        return [number for value in values for number in numbers_of(value)]
+    return [] if values is None else [values]
+
+
+def form_of(values):
+    """Nested tuples with 0 for each number."""
+    if isinstance(values, tuple):
+        parts = map(form_of, values)
+        return type(values)(*parts) if hasattr(values, "_fields") else tuple(parts)
+    return None if values is None else 0
+
+
+@cache
+def launchable(kernel, form):
+    """The kernel for arguments of that form, which is given their numbers as one tuple.
+
+    So a launch costs what its numbers cost, 1 us each, and nothing for what is absent: numba-cuda spends another 2.7 us
+    on each tuple among the arguments.
+    """
+    bounds = {} if SIMULATED else {"launch_bounds": kernel.threads}
+    body, nest = kernel.function if SIMULATED else device(kernel.function), nested(form)
+
+    def entry(numbers):
+        body(*nest(numbers))
+
+    # with the names of the module that it is written in: to those alone the simulator lends its own `cuda`
+    names, told = kernel.function.__globals__, kernel.function.__name__
+    entry = FunctionType(entry.__code__, names, told, None, entry.__closure__)
+    entry.__qualname__ = told
+    return Launchable(cuda.jit(**bounds)(entry), kernel.threads)
+
+
+def launch(kernel, blocks, stream, numbers):
     """Run a kernel. The only place where kernels start."""
-    kernel.dispatcher[blocks, kernel.threads, stream](*arguments)
+    kernel.dispatcher[blocks, kernel.threads, stream](tuple(numbers))
 
 
 # ----------------------------------------------------------------------------------------------------- shared formulas
@@ -123,26 +159,19 @@ def slope_of(name):
 
 
 @device
-def divide(value, multiplier, shift):
+def divide(value, divisor):
     """value // divisor for 0 <= value < 2**31: a division of 64-bit integers is a call of a hundred instructions.
 
-    Multiplier and shift stand for the divisor, as `_device_plan.divisor` gives them (Granlund and Montgomery 1994).
+    Multiplier and shift stand for the divisor (Granlund and Montgomery 1994).
     """
-    return (value * multiplier) >> shift
+    return (value * divisor.multiplier) >> divisor.shift
 
 
 @device
-def block_last(block, slices, slices_mul, slices_shift, tiles, tiles_mul, tiles_shift):
-    """(sample, slice of its positions, tile of its channels) of a block, channels last."""
-    rest = divide(block, tiles_mul, tiles_shift)
-    n = divide(rest, slices_mul, slices_shift)
-    return n, rest - n * slices, block - rest * tiles
-
-
-@device
-def valid_positions(lengths, n, inner, S):
-    """How many positions of sample n are valid; lengths in a GPU's memory nobody has checked."""
-    return min(min(max(load_integer(lengths, n), 0), S) * inner, S)
+def divided(value, divisor):
+    """(value // divisor, value % divisor)."""
+    quotient = divide(value, divisor)
+    return quotient, value - quotient * divisor.value
 
 
 # ----------------------------------------------------------------------------------------------------------- unrolling
