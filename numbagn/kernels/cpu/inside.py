@@ -22,8 +22,8 @@ from ..callees import CALLEE
 from ..compiled import entry
 from ..numba_names import tuple_setitem
 from .forward import forward_kernel
-from .links import linked
-from .memory import line, values
+from .links import line, linked
+from .memory import values
 from .scheduled import take_shares
 from .vectors import code
 from .work import work_at
