@@ -23,9 +23,8 @@ from ..compiled import entry
 from .backward_first import steps_first
 from .backward_last import steps_last
 from .backward_rows import steps_rows
-from .masks import mask_pointer
-from .memory import offset, pointer, values
-from .operands import Arrays, Call, Parameters, Statistics
+from .memory import offset, values
+from .operands import Call, Parameters, Statistics, pointers
 from .phases import phase_task, share_out
 from .sharing import run_tasks
 from .vectors import code
@@ -46,7 +45,6 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
         if sources == 0:
             return
         problems, table = dims.shape[0], values(dims)
-        x, skip, residual, dy, dx, dresidual, mask = arrays
         all_sums, gradients, scratch = memory
         work, sums = work_at(table, 0), values(all_sums)
         channels = work.C
@@ -54,20 +52,13 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
         means_at = totals_at - 2 * work.batch * work.G
         if layout == SINGLE_POSITION:
             means_at = 2 * work.units * channels
-        operands = Arrays(
-            pointer(x, x_kind),
-            pointer(skip, skip_kind),
-            pointer(residual, residual_kind),
-            pointer(dy, dy_kind),
-            pointer(dx, dx_kind),
-            pointer(dresidual, residual_kind),
-            mask_pointer(mask, mask_kind),
-        )
+        x, skip, residual = code(x_kind), code(skip_kind), code(residual_kind)
+        operands = pointers(arrays, x, skip, residual, code(dy_kind), code(dx_kind), code(mask_kind))
+        weight, bias = parameters
+        of_channels = Parameters(values(weight), values(bias))
         mean, rstd = statistics
         of_batch = Statistics(values(mean), values(rstd), offset(sums, means_at))
-        weight, bias = parameters
-        given = Parameters(values(weight), values(bias))
-        call = Call(operands, given, of_batch, sums, values(scratch), 0.0, code(activation))
+        call = Call(operands, of_channels, of_batch, sums, values(scratch), 0.0, code(activation))
         for phase in range(work.first, work.last):
             tasks, given = share_out(phase, launcher, problems, table, call)
             if layout == CHANNELS_FIRST:

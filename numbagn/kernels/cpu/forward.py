@@ -11,9 +11,8 @@ from ...shapes.geometry import CHANNELS_FIRST
 from ..compiled import entry
 from .forward_first import steps_first
 from .forward_last import steps_last
-from .masks import mask_pointer
-from .memory import offset, pointer, values
-from .operands import Arrays, Call, Parameters, Statistics
+from .memory import offset, values
+from .operands import Call, Parameters, Statistics, pointers
 from .phases import phase_task, share_out
 from .sharing import run_tasks
 from .vectors import code
@@ -36,24 +35,15 @@ def forward_kernel(layout, x_kind, skip_kind, residual_kind, mask_kind, activati
         if sources == 0:
             return
         problems, table = dims.shape[0], values(dims)
-        x, skip, residual, dy, y, dresidual, mask = arrays
         results, no_means, scratch = memory
         work, mean = work_at(table, 0), values(results)
         groups = work.batch * work.G
-        operands = Arrays(
-            pointer(x, x_kind),
-            pointer(skip, skip_kind),
-            pointer(residual, residual_kind),
-            pointer(dy, x_kind),
-            pointer(y, y_kind),
-            pointer(dresidual, x_kind),
-            mask_pointer(mask, mask_kind),
-        )
-        statistics = Statistics(mean, offset(mean, groups), values(no_means))
+        x, skip, residual = code(x_kind), code(skip_kind), code(residual_kind)
+        operands = pointers(arrays, x, skip, residual, x, code(y_kind), code(mask_kind))
         weight, bias = parameters
-        given = Parameters(values(weight), values(bias))
-        sums, act = offset(mean, 2 * groups), code(activation)
-        call = Call(operands, given, statistics, sums, values(scratch), eps, act)
+        of_channels = Parameters(values(weight), values(bias))
+        statistics, sums = Statistics(mean, offset(mean, groups), values(no_means)), offset(mean, 2 * groups)
+        call = Call(operands, of_channels, statistics, sums, values(scratch), eps, code(activation))
         for phase in range(work.first, work.last):
             tasks, given = share_out(phase, launcher, problems, table, call)
             if layout == CHANNELS_FIRST:

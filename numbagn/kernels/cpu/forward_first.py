@@ -11,7 +11,7 @@ from ..callees import device, inlined
 from . import moments
 from .memory import lanes, offset, present, splat, store_fence
 from .moments import coefficients, difference, estimated_mean, finalize_group, in_lanes
-from .operands import Block, Statistics, affine_of, at_element, at_row, at_sample, exactly, parameters_at
+from .operands import Block, affine_of, at_element, at_row, at_sample, exactly, parameters_at
 from .phases import steps_of_unit
 from .results import write_vector
 from .tables import element_parameters, expand, parameters_along
@@ -81,8 +81,7 @@ def steps_first(phase, low, high, work, call):
             for k in range(first, parts if phase == WHOLE else first + count):
                 sum_part(work, block, k, sums)
         if phase in (WHOLE, SETTLE):
-            of_block = Statistics(offset(statistics.mean, u), offset(statistics.rstd, u), statistics.means)
-            finalize_group(work, CHANNELS_FIRST, block.arrays, of_block, sums, 2, call.eps)
+            finalize_group(work, CHANNELS_FIRST, block.arrays, statistics, u, sums, 2, call.eps)
         if phase in (WHOLE, WRITE):
             until = pieces if phase == WHOLE else first + count
             expanded = expand(work, call.parameters, n, expanded, lanes(arrays.x), call.slot)

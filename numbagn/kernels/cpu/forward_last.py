@@ -10,17 +10,7 @@ from ...shapes.geometry import CHANNELS_LAST, SETTLE, SUM, WHOLE, WRITE
 from ..callees import device, implements, inlined
 from .memory import accumulate, doubles_at, is_exact, lanes, load, offset, splat, store_fence, store_one
 from .moments import coefficients, difference, estimated_mean, finalize_group, usual_unit
-from .operands import (
-    Affine,
-    Statistics,
-    at_element,
-    at_row,
-    at_sample,
-    exactly,
-    parameters_at,
-    parameters_of,
-    statistics_at,
-)
+from .operands import Affine, at_element, at_row, at_sample, exactly, parameters_at, parameters_of, statistics_at
 from .phases import steps_of_unit
 from .tables import EXACT_ROWS, ROWS_IN_REGISTERS, common_unit, group_sum, repeat, table_at, unit_at
 from .vectors import fma
@@ -106,8 +96,7 @@ def finalize_sample(work, sample, statistics, partial, eps):
     """Mean and rstd (or M2) of every group of a sample."""
     for g in range(work.G):
         group = at_element(sample, work, g * work.D)
-        of_group = Statistics(offset(statistics.mean, g), offset(statistics.rstd, g), statistics.means)
-        finalize_group(work, CHANNELS_LAST, group, of_group, offset(partial, 2 * g), 2 * work.G, eps)
+        finalize_group(work, CHANNELS_LAST, group, statistics, g, offset(partial, 2 * g), 2 * work.G, eps)
 
 
 @inlined

@@ -7,7 +7,7 @@ from numba.extending import intrinsic
 from ..callees import device
 from .kinds import I8
 from .memory import Pointer, data_of
-from .vectors import I1
+from .vectors import I1, known
 
 # How a mask's bytes belong to values: one to each, or one to all of a row.
 MASKS = ("no mask", "mask of values", "mask of rows")
@@ -16,7 +16,7 @@ MASKS = ("no mask", "mask of values", "mask of rows")
 @intrinsic(prefer_literal=True)
 def mask_pointer(typingctx, array, kind):
     """The data pointer of an array of bytes, a mask of the kind numbered `kind` in MASKS; `array` as for `pointer`."""
-    result = Pointer(MASKS[kind.literal_value], absent=array == types.none)
+    result = Pointer(MASKS[known(kind)], absent=array == types.none)
     return result(array, kind), data_of(result)
 
 

@@ -11,15 +11,9 @@ from numba import types
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from ...arrays.dtypes import STORED
-from ..numba_names import (
-    AbstractTemplate,
-    cgutils,
-    infer,
-    infer_global,
-    signature,
-)
+from ..numba_names import AbstractTemplate, cgutils, infer, infer_global, signature
 from .kinds import I8, I16, KINDS, X86, to_double_lanes
-from .vectors import F32, F64, F64X8, I1, I32, I32X16, I64, head_mask, llvm_vector, splat_scalar
+from .vectors import F32, F64, F64X8, I1, I32, I32X16, I64, head_mask, known, llvm_vector, splat_scalar
 
 
 class Pointer(types.Type):
@@ -73,7 +67,7 @@ def data_of(result):
 @intrinsic(prefer_literal=True)
 def pointer(typingctx, array, kind):
     """The data pointer of `array`, of the dtype numbered `kind` in STORED; an absent one where `array` is None."""
-    result = Pointer(STORED[kind.literal_value], absent=array == types.none)
+    result = Pointer(STORED[known(kind)], absent=array == types.none)
     return result(array, kind), data_of(result)
 
 
@@ -264,8 +258,8 @@ def store_nontemporal(typingctx, ptr, index, value):
         raw = narrow(builder, args[2], vector)
         size = _align(element) * vector.lanes
         if element == I16:
-            # LLVM stores past the caches neither halves nor what it can narrow and store in one instruction: it must see
-            # plain floats
+            # LLVM stores past the caches neither halves nor what it can narrow and store in one instruction: it must be
+            # shown plain floats
             floats = ir.VectorType(F32, size // 4)
             fence = ir.FunctionType(floats, [floats])
             name = f"llvm.arithmetic.fence.v{size // 4}f32"

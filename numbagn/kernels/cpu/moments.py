@@ -1,9 +1,12 @@
 """Mean and rstd of a block: shifted sums on vectors, checked, and done again where the check fails.
 
 Channels first a block is one line of D * S elements, in D rows with gaps between them or none; channels last it is S
-rows of D elements. The sums are of x - K and (x - K)**2 with one K near the block's mean, in the accumulator's type for
-CHUNK elements at a time and in float64 beyond: the rounding errors of a chunk's lanes are independent and average out,
-and what K is off costs (mean - K)**2 / variance times the error of the squares. WORST bounds that factor.
+rows of D elements, one for each position. It is read from its first row to its last, each from beginning to end (what
+channels last sums as a rule, all groups at once, stands in `forward_last`).
+
+The sums are of x - K and (x - K)**2 with one K near the block's mean, in the accumulator's type for CHUNK elements at a
+time and in float64 beyond: the rounding errors of a chunk's lanes are independent and average out, and what K is off
+costs (mean - K)**2 / variance times the error of the squares. WORST bounds that factor.
 
 Sums of single bytes are exact: of x itself, in integers; K is subtracted in the end.
 
@@ -276,8 +279,8 @@ def rstd_of(variance, eps):
 
 
 @inlined
-def finalize_group(work, layout, group, statistics, sums, apart, eps):
-    """Mean and rstd (or M2) of a group, the first of its statistics, from its partial sums, added in order.
+def finalize_group(work, layout, group, statistics, u, sums, apart, eps):
+    """Mean and rstd (or M2) of a group, number u of the statistics, from its partial sums, added in order.
 
     These are two for each part, `apart` from one part to the next; what the mean lost comes first there.
     """
@@ -287,8 +290,8 @@ def finalize_group(work, layout, group, statistics, sums, apart, eps):
         total += sums[part * apart]
         squares += sums[part * apart + 1]
     mean, sums[0], m2, variance = finalize_moments(work, layout, group, k, total, squares, eps)
-    statistics.mean[0] = mean
-    statistics.rstd[0] = m2 if work.keep_m2 != 0 else rstd_of(variance, eps)
+    statistics.mean[u] = mean
+    statistics.rstd[u] = m2 if work.keep_m2 != 0 else rstd_of(variance, eps)
 
 
 @device

@@ -7,8 +7,8 @@ standing at the same element of their arrays, which is moved as a whole.
 from collections import namedtuple
 
 from ..callees import inlined
-from .masks import within_rows
-from .memory import exact, offset
+from .masks import mask_pointer, within_rows
+from .memory import exact, offset, pointer
 from .vectors import fma
 
 # Pointers of a call's operands, absent where there is none; y is dx in the backward pass, which alone has dy and
@@ -37,6 +37,21 @@ ForDz = namedtuple("ForDz", "unit origin factor weight bias")
 ForDx = namedtuple("ForDx", "scale by_d constant")
 # What a vector of results is made with: in the forward pass an Affine, in the backward pass both.
 Gradients = namedtuple("Gradients", "for_dz for_dx")
+
+
+@inlined
+def pointers(arrays, x_kind, skip_kind, residual_kind, dy_kind, y_kind, mask_kind):
+    """The `Arrays` of a kernel's arrays, which come in the same order, by the codes of their storage kinds."""
+    x, skip, residual, dy, y, dresidual, mask = arrays
+    return Arrays(
+        pointer(x, x_kind),
+        pointer(skip, skip_kind),
+        pointer(residual, residual_kind),
+        pointer(dy, dy_kind),
+        pointer(y, y_kind),
+        pointer(dresidual, residual_kind),
+        mask_pointer(mask, mask_kind),
+    )
 
 
 @inlined
