@@ -75,7 +75,10 @@ def sum_steps(work, block, centre, low, high, sums):
 
 @device
 def finalize_sums(work, parameters, g, lack, sums, means):
-    """Add the parts of each channel of group g of a sample, and what d lacks to x_hat; keep m1 and m2."""
+    """Add up the parts of each channel's sums in group g of a sample, make x_hat of d in them; keep m1 and m2.
+
+    `lack` is x_hat - d, the same for the whole group.
+    """
     channels = work.N * work.C
     m1, m2 = 0.0, 0.0
     for c in range(g * work.D, (g + 1) * work.D):

@@ -20,7 +20,7 @@ from .walk_last import coefficients_at, sum_column, sum_columns, sum_part, write
 
 # A task's tables in scratch, `pitch` apart, and the unit that all groups have in common or 0.
 GradientTables = namedtuple("GradientTables", "slot pitch unit")
-# What they hold for each value of a row; BIAS has what d lacks to x_hat in it.
+# What they hold for each value of a row; BIAS is bias + weight * (x_hat - d).
 ORIGIN, UNIT, FACTOR, WEIGHT, BIAS, SCALE, BY_D, CONSTANT = range(8)
 # While summing, the float64 sums of dz and of dz * d stand where SCALE and what follows will.
 SUMS_AT = SCALE
@@ -45,7 +45,7 @@ def fill_tables(work, arrays, parameters, statistics, slot):
 
 @inlined
 def fill_gradient_tables(work, arrays, parameters, statistics, slot):
-    """The tables SCALE .. CONSTANT for a sample whose statistics are settled."""
+    """The tables SCALE .. CONSTANT for a sample whose m1 and m2 are known."""
     for g in range(work.G):
         rstd = statistics.rstd[g]
         lack = coefficients(arrays, statistics.mean[g], 0.0, rstd).lack

@@ -23,7 +23,7 @@ Statistics = namedtuple("Statistics", "mean rstd means")
 Call = namedtuple("Call", "arrays parameters statistics sums slot eps act")
 # A block: its arrays, at its first element; its sample and that one's parameters; its first channel; a task's memory.
 Block = namedtuple("Block", "arrays n parameters channel slot act")
-# x_hat = (x * unit + origin) * factor + lack, as `moments.coefficients` gives them.
+# x_hat = (x * unit + origin) * factor + lack, as `moments.coefficients` gives them; what comes before `+ lack` is d.
 Centre = namedtuple("Centre", "unit origin factor lack")
 # What a group's dx is made with beside its channels' weights: rstd, and what d and 1 are multiplied by.
 Means = namedtuple("Means", "rstd by_d constant")
@@ -31,7 +31,7 @@ Means = namedtuple("Means", "rstd by_d constant")
 CentreAndMeans = namedtuple("CentreAndMeans", "centre means")
 # y = (x * unit + origin) * scale + shift, for each lane of a vector.
 Affine = namedtuple("Affine", "unit origin scale shift")
-# What dz and d are made with, for each lane of a vector; the bias has in it what d lacks to x_hat.
+# What dz and d are made with, for each lane of a vector; the bias is bias + weight * (x_hat - d).
 ForDz = namedtuple("ForDz", "unit origin factor weight bias")
 # dx = dz * scale + d * by_d + constant, for each lane of a vector.
 ForDx = namedtuple("ForDx", "scale by_d constant")
