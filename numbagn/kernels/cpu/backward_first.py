@@ -43,11 +43,12 @@ def sum_steps(work, block, centre, low, high, sums):
         sum_elements(work, block, centre, sums)
         return
     act, width, channels, px = block.act, lanes(block.arrays.x), work.N * work.C, block.arrays.x
+    of_lanes = in_lanes(px, centre)
     c, k = low // work.parts, low % work.parts
     for _ in range(low, high):
         row = at_row(block.arrays, work, c)
         w, b = parameters_of(block.parameters, work, block.channel + c)
-        by = for_dz_of_channel(px, centre, w, b)
+        by = for_dz_of_channel(px, centre, of_lanes, w, b)
         i = k * work.part
         end = min(i + work.part, work.S)
         sum_dz = doubles(splat(px, 0.0))

@@ -44,28 +44,28 @@ def elements_ahead(work, n, sample_step):
 # -------------------------------------------------------------------------------- coefficients, by the class of `group`
 
 
-def of_channel(px, group, w, b):
-    """What results of a channel with weight w and bias b are made with, in every lane."""
+def of_channel(px, group, of_lanes, w, b):
+    """What results of a channel with weight w and bias b are made with, in every lane.
+
+    `of_lanes` is the group's coefficients in every lane: the same for all channels, so that it is made only once.
+    """
 
 
 @implements(of_channel, 1, Centre)
-def affine_of_channel(px, group, w, b):
-    scale, shift = splat(px, group.factor * w), splat(px, group.lack * w + b)
-    return Affine(splat(px, group.unit), splat(px, group.origin), scale, shift)
+def affine_of_channel(px, group, of_lanes, w, b):
+    return Affine(of_lanes.unit, of_lanes.origin, splat(px, group.factor * w), splat(px, group.lack * w + b))
 
 
 @implements(of_channel, 1, CentreAndMeans)
-def gradients_of_channel(px, group, w, b):
-    means = group.means
-    for_dx = ForDx(splat(px, w * means.rstd), splat(px, means.by_d), splat(px, means.constant))
-    return Gradients(for_dz_of_channel(px, group.centre, w, b), for_dx)
+def gradients_of_channel(px, group, of_lanes, w, b):
+    for_dz = for_dz_of_channel(px, group.centre, of_lanes.centre, w, b)
+    return Gradients(for_dz, ForDx(splat(px, w * group.means.rstd), of_lanes.means.by_d, of_lanes.means.constant))
 
 
 @inlined
-def for_dz_of_channel(px, centre, w, b):
+def for_dz_of_channel(px, centre, of_lanes, w, b):
     """What dz and d of a channel are made with, in every lane."""
-    unit, origin, factor = splat(px, centre.unit), splat(px, centre.origin), splat(px, centre.factor)
-    return ForDz(unit, origin, factor, splat(px, w), splat(px, b + centre.lack * w))
+    return ForDz(of_lanes.unit, of_lanes.origin, of_lanes.factor, splat(px, w), splat(px, b + centre.lack * w))
 
 
 def joined(a, b, count):
@@ -136,21 +136,22 @@ def write_pieces(work, block, low, high, group):
 
 
 @inlined
-def coefficients_of(work, block, c, group):
+def coefficients_of(work, block, c, group, of_lanes):
     """What results of channel c of a block are made with."""
     w, b = parameters_of(block.parameters, work, block.channel + c)
-    return of_channel(block.arrays.x, group, w, b)
+    return of_channel(block.arrays.x, group, of_lanes, w, b)
 
 
 @device
 def write_channels(work, block, start, stop, group):
     """Elements start .. stop - 1 of a block whose channels are a vector or longer, in whole aligned vectors."""
     arrays, act, width, s_count = block.arrays, block.act, lanes(block.arrays.x), work.S
+    of_lanes = group_in_lanes(arrays.x, group)
     i = start
     aligned, past = aligned_from(work, arrays.y, start, stop)
     c = start // s_count
     end = (c + 1) * s_count
-    of_c = coefficients_of(work, block, c, group)
+    of_c = coefficients_of(work, block, c, group, of_lanes)
     while i < stop:
         whole = i >= aligned and i + width <= stop
         count = width if whole else min((aligned if i < aligned else stop) - i, width)
@@ -159,7 +160,7 @@ def write_channels(work, block, start, stop, group):
         if own <= count:
             c, end = c + 1, end + s_count
             if i + own < stop:
-                of_c = coefficients_of(work, block, c, group)
+                of_c = coefficients_of(work, block, c, group, of_lanes)
             if own < count:  # a vector that belongs to two channels
                 by, last = joined(by, of_c, own), i
         if whole:
@@ -179,13 +180,14 @@ def write_rows(work, block, start, stop, group):
     zeros: on their own, later, they took a third of the time of large arrays.
     """
     act, width, s_count = block.act, lanes(block.arrays.x), work.S
+    of_lanes = group_in_lanes(block.arrays.x, group)
     c = start // s_count
     s = start - c * s_count
     row = at_element(at_row(block.arrays, work, c), work, s)
     while start < stop:
         count = min(s_count - s, stop - start)
         room = max(count, work.room - s) if s + count == s_count else count
-        by = coefficients_of(work, block, c, group)
+        by = coefficients_of(work, block, c, group, of_lanes)
         i, past = aligned_from(work, row.y, 0, count)
         if i > 0:
             write_vector(row, 0, i, by, act, 0)
