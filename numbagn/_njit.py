@@ -41,10 +41,18 @@ def _number(name: str, kind: Any, what: str, *kinds: type) -> None:
 
 @overload(group_norm)
 def _group_norm(  # noqa: PLR0913, PLR0917 - mirrors `group_norm`
-    x: Any, num_groups: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, channel_axis: Any = 1,
-    activation: Any = None, skip: Any = None, residual: Any = None, out: Any = None,
-) -> Any:  # fmt: skip
-    """Check the types; the code is `kernels.inside.forward_call`, and what values it takes.
+    x: Any,
+    num_groups: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: Any = 1e-5,
+    channel_axis: Any = 1,
+    activation: Any = None,
+    skip: Any = None,
+    residual: Any = None,
+    out: Any = None,
+) -> Any:
+    """Check the types; the code is `kernels.cpu.inside.forward_call`, and what values it takes.
 
     The options can be given by position, too: Numba's overloads know no others.
     """
@@ -81,9 +89,17 @@ def _group_norm(  # noqa: PLR0913, PLR0917 - mirrors `group_norm`
     forward = linked(forward_call, signature, first, ACTIVATIONS.index(function))
 
     def call(  # noqa: PLR0913, PLR0917 - mirrors `group_norm`
-        x: Any, num_groups: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, channel_axis: Any = 1,
-        activation: Any = None, skip: Any = None, residual: Any = None, out: Any = None,
-    ) -> Any:  # fmt: skip
+        x: Any,
+        num_groups: Any,
+        weight: Any = None,
+        bias: Any = None,
+        eps: Any = 1e-5,
+        channel_axis: Any = 1,
+        activation: Any = None,
+        skip: Any = None,
+        residual: Any = None,
+        out: Any = None,
+    ) -> Any:
         return forward((x, np.int64(num_groups), weight, bias, np.float64(eps), np.int64(channel_axis), out))
 
     return call

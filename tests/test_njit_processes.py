@@ -120,7 +120,7 @@ def test_functions_in_the_cache_are_compiled_anew_when_sources_change(process, t
     process("relu")
     changed = tmp_path / "changed"
     shutil.copytree(ROOT / "numbagn", changed / "numbagn", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("_schedule", "kernels/inside"):
+    for name in ("shapes/schedule", "kernels/cpu/inside"):
         with (changed / "numbagn" / f"{name}.py").open("a") as file:
             file.write("# changed\n")
         assert process("relu", paths=[changed]) == [[True], [0], True], name
@@ -161,8 +161,8 @@ def share():
     program = """
 import sys
 sys.path.insert(0, {0!r})
-from numbagn import _schedule
-_schedule.cache_bytes = lambda: {1} << 20
+from numbagn.shapes import schedule
+schedule.cache_bytes = lambda: {1} << 20
 from share import share
 print(share() / 2**20, sum(share.stats.cache_hits.values()))
 """

@@ -152,7 +152,7 @@ def test_float16_on_a_processor_that_does_not_convert_it():
     """There Numba would call a function that is not there, and the process would end."""
     code = """
 import numpy as np, numbagn
-from numbagn.kernels import kinds
+from numbagn.kernels.cpu import kinds
 assert not kinds.CONVERTS_HALVES
 x = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(1, 16, 4096).copy()
 x[~np.isfinite(x)] = 1

@@ -1,5 +1,6 @@
-"""Where the numbers are made. All but `geometry` import Numba and are imported at the first call.
+"""Where the numbers are made: how kernels are compiled, kept on disk and called, and what all of them compute with.
 
-`vectors`, `memory` and `formulas` are the ground, `moments`, `forward` and `backward` the loops, `compiled` turns them
-into code, `geometry` names the integers that steer them, `operands` what they hand on together.
+`callees` and `compiled` turn functions into code, `cache` keeps it; `numba_names` and `numba_caching` are all that is
+used of Numba's own. `formulas` and `polynomials` are the arithmetic of one lane. The kernels of the CPU stand in `cpu`,
+those of GPUs in `cuda`. They import Numba, so they are imported at the first call.
 """

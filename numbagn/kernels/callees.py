@@ -6,6 +6,7 @@ without the rest kernels compile in two thirds of the time.
 """
 
 from numba import njit
+from numba.extending import overload
 
 from .._process import need_compiler
 from .numba_names import (
@@ -16,9 +17,9 @@ from .numba_names import (
     data_layout,
     linked_libraries,
     register_pass,
-)  # fmt: skip
+)
 
-__all__ = ["CALLEE", "OPTIONS", "device", "inlined", "libraries"]
+__all__ = ["CALLEE", "OPTIONS", "device", "implements", "inlined", "libraries"]
 
 need_compiler()  # every module of kernels imports this one, and none of them can be made without
 
@@ -69,7 +70,25 @@ class _Compiler(CompilerBase):
 # How callees are compiled: they are never called from Python.
 CALLEE = {"pipeline_class": _Compiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 # Those of the kernels allocate nothing.
-device = njit(_nrt=False, **CALLEE, **OPTIONS)
+OF_KERNEL = {"_nrt": False, **CALLEE, **OPTIONS}
+device = njit(**OF_KERNEL)
 # What is called for each block, and from one place or two: a call of many arguments took as long as the work on a short
 # row (62 ns for four of them against 30 for 500 elements).
-inlined = njit(_nrt=False, **CALLEE, **OPTIONS | {"forceinline": True})
+inlined = njit(**OF_KERNEL | {"forceinline": True})
+
+
+def implements(function, place, kind):
+    """Decorate what `function` does where its argument number `place` is a named tuple of the class `kind`.
+
+    So a loop that several kernels share calls what they do not share: by the types alone. (A callee that is handed on
+    from callee to callee is a global that changes, for Numba, which keeps nothing with one in its cache.)
+    """
+
+    def register(body):
+        def chosen(*types):
+            return body if getattr(types[place], "instance_class", None) is kind else None
+
+        overload(function, jit_options=OF_KERNEL, strict=False)(chosen)
+        return body
+
+    return register

@@ -22,11 +22,9 @@ def locator(name):
 # What is called or overridden of them, and what a new cache sets.
 check(
     {
-        CompileResultCacheImpl: ("_locator_classes", "filename_base", "locator"),
-        FunctionCache: ("_impl_class", "load_overload", "save_overload"),
-        IndexDataCacheFile: ("_dump", "_load_index", "_open_for_write", "flush", "load", "save"),
-        locator("UserProvidedCacheLocator"): (
-            "ensure_cache_path", "from_function", "get_cache_path", "get_source_stamp",
-        ),
+        CompileResultCacheImpl: "_locator_classes filename_base locator",
+        FunctionCache: "_impl_class load_overload save_overload",
+        IndexDataCacheFile: "_dump _load_index _open_for_write flush load save",
+        locator("UserProvidedCacheLocator"): "ensure_cache_path from_function get_cache_path get_source_stamp",
     }
-)  # fmt: skip
+)

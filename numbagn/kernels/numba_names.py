@@ -7,13 +7,7 @@ do without a cache.
 
 import numba
 
-__all__ = [
-    "AbstractTemplate", "AttributeTemplate", "CompilerBase", "DefaultPassBuilder", "JITCodeLibrary", "NativeLowering",
-    "Unfit", "address", "cgutils", "check", "code_of", "cpu_target", "data_layout", "entry_point",
-    "global_compiler_lock", "impl_ret_borrowed", "impl_ret_new_ref", "infer", "infer_getattr", "infer_global",
-    "linked_libraries", "parallel", "part", "populate_array", "register_pass", "set_cache", "signature",
-    "tuple_setitem", "unfit",
-]  # fmt: skip
+# ruff: noqa: F401 -- what is imported here is for others
 
 # The oldest and the newest release that the tests are run with.
 OLDEST, NEWEST, NEXT = "0.61", "0.68", "0.69"
@@ -33,9 +27,9 @@ def unfit(what):
 
 
 def check(needed):
-    """Refuse where one of the classes or modules that are the keys lacks one of its names."""
+    """Refuse where one of the classes or modules that are the keys lacks one of its names, as the values list them."""
     for owner, names in needed.items():
-        for name in names:
+        for name in names.split():
             part(owner, name)
 
 
@@ -75,22 +69,19 @@ except ImportError as fault:
 # What is called or overridden of them.
 check(
     {
-        cgutils: (
-            "alloca_once_value", "create_struct_proxy", "for_range", "get_or_insert_function", "if_unlikely",
-            "unpack_tuple",
-        ),
-        BaseContext: (
-            "add_linking_libs", "call_internal_no_propagate", "cast", "declare_env_global", "environment", "fndesc",
-            "get_dummy_value", "get_env_name", "insert_user_function", "make_array",
-        ),
-        DefaultOptions: ("_nrt",),
-        DefaultPassBuilder: ("define_nopython_pipeline",),
-        Flags: ("no_compile",),
-        JITCodeLibrary: ("_optimize_functions", "finalize", "get_pointer_to_function"),
-        NativeLowering: ("run_pass",),
-        parallel: ("_backend_init_process_lock", "_backend_init_thread_lock"),
+        cgutils: "alloca_once_value create_struct_proxy for_range get_or_insert_function if_unlikely unpack_tuple",
+        BaseContext: """
+            add_linking_libs call_internal_no_propagate cast declare_env_global environment fndesc get_dummy_value
+            get_env_name insert_user_function make_array
+        """,
+        DefaultOptions: "_nrt",
+        DefaultPassBuilder: "define_nopython_pipeline",
+        Flags: "no_compile",
+        JITCodeLibrary: "_optimize_functions finalize get_pointer_to_function",
+        NativeLowering: "run_pass",
+        parallel: "_backend_init_process_lock _backend_init_thread_lock",
     }
-)  # fmt: skip
+)
 
 
 def code_of(dispatcher):

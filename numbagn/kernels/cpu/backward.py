@@ -1,4 +1,7 @@
-"""The backward pass on the CPU, two sweeps over each block.
+"""The backward pass on the CPU.
+
+Each block is walked twice, by `backward_first`, `backward_last` or `backward_rows`: once for its sums, part after part,
+and once for dx and dresidual, piece after piece.
 
 With dz = dy * activation'(x_hat * weight + bias + residual):
 
@@ -6,42 +9,26 @@ With dz = dy * activation'(x_hat * weight + bias + residual):
     dx = rstd * (weight * dz - m1 - x_hat * m2)  dresidual = dz
 
 where m1 and m2 are the group's means of weight * dz and of weight * dz * x_hat (Wu & He 2018, by the chain rule). The
-loops sums on d = (x - K) * rstd, K as in the forward pass, so nothing is lost where the mean is large against the
-deviation; x_hat - d is one small number for a block.
+loops sum d = (x - K) * rstd, K as in the forward pass, so nothing is lost where the mean is large against the
+deviation; x_hat - d is one small number for a group.
 
-Sums per channel go to `sums`, laid out (PARTS, 2, N, C): first dz, then dz * d; settling adds the parts in order into
-the first and makes x_hat of d. Where a channel is one element and the samples share the parameters, they are summed
-over stretches of samples at once (`backward_rows`): (2, UNITS, C), of dz and of dz * x_hat.
+Sums per channel go to `sums`, laid out (PARTS, 2, N, C): first dz, then dz * d; in the end the parts are added, in
+order, into the first, and dz * x_hat made of dz * d. Where a channel is one element and the samples share the
+parameters, they are summed over stretches of samples at once (`backward_rows`): (2, UNITS, C), of dz and dz * x_hat.
 """
 
 from ...arrays.dtypes import RESULT_KINDS
 from ...shapes.geometry import CHANNELS_FIRST, CHANNELS_LAST, SINGLE_POSITION
-from ..callees import inlined
 from ..compiled import entry
 from .backward_first import steps_first
 from .backward_last import steps_last
 from .backward_rows import steps_rows
-from .masks import mask_pointer
-from .memory import offset, pointer, values
-from .operands import Arrays, Backward, Parameters, Statistics, at_sample, parameters_at, statistics_at
-from .phases import steps_of_unit
+from .memory import offset, values
+from .operands import Call, Parameters, Statistics, pointers
+from .phases import phase_task, share_out
 from .sharing import run_tasks
 from .vectors import code
 from .work import work_at
-
-
-@inlined
-def backward_task(t, run, phase, steps, tasks, problems, dims, call):
-    """Task t of a phase: over the (n, g) blocks or parts of them, or over problems, a stretch of neighbours to each."""
-    low, high = t * steps // tasks, (t + 1) * steps // tasks
-    slot, statistics = offset(call.slot, t * work_at(dims, 0).slot), call.statistics
-    for q in range(low if problems > 1 else 0, high if problems > 1 else 1):
-        own = work_at(dims, q)
-        n = own.sample
-        first, last = (low, high) if problems == 1 else (0, own.units * steps_of_unit(phase, own))
-        arrays, parameters = at_sample(call.arrays, own, n), parameters_at(call.parameters, own, n)
-        of_sample, sums = statistics_at(statistics, own, n, 2 * own.G), offset(call.channel_sums, own.at)
-        run(phase, first, last, own, Backward(arrays, parameters, of_sample, slot, sums, call.act))
 
 
 @entry
@@ -52,14 +39,12 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
     of each problem, m1 and m2 of each block, float64 totals of the sums over the samples; and dbias and dweight.
     """
     dx_kind = RESULT_KINDS[x_kind]
-
     skip_kind, residual_kind = (x_kind if kind < 0 else kind for kind in (skip_kind, residual_kind))
 
     def backward(dims, statistics, arrays, parameters, memory, launcher):
         if sources == 0:
             return
         problems, table = dims.shape[0], values(dims)
-        x, skip, residual, dy, dx, dresidual, mask = arrays
         all_sums, gradients, scratch = memory
         work, sums = work_at(table, 0), values(all_sums)
         channels = work.C
@@ -67,30 +52,21 @@ def backward_kernel(layout, x_kind, dy_kind, skip_kind, residual_kind, mask_kind
         means_at = totals_at - 2 * work.batch * work.G
         if layout == SINGLE_POSITION:
             means_at = 2 * work.units * channels
-        operands = Arrays(
-            pointer(x, x_kind),
-            pointer(skip, skip_kind),
-            pointer(residual, residual_kind),
-            pointer(dy, dy_kind),
-            pointer(dx, dx_kind),
-            pointer(dresidual, residual_kind),
-            mask_pointer(mask, mask_kind),
-        )
+        x, skip, residual = code(x_kind), code(skip_kind), code(residual_kind)
+        operands = pointers(arrays, x, skip, residual, code(dy_kind), code(dx_kind), code(mask_kind))
+        weight, bias = parameters
+        of_channels = Parameters(values(weight), values(bias))
         mean, rstd = statistics
         of_batch = Statistics(values(mean), values(rstd), offset(sums, means_at))
-        weight, bias = parameters
-        given = Parameters(values(weight), values(bias))
-        call = Backward(operands, given, of_batch, values(scratch), sums, code(activation))
+        call = Call(operands, of_channels, of_batch, sums, values(scratch), 0.0, code(activation))
         for phase in range(work.first, work.last):
-            steps = work.units * steps_of_unit(phase, work) if problems == 1 else problems
-            tasks = 1 if launcher == 0 else min(steps, work.slots)
-            given = phase, steps, tasks, problems, table, call
+            tasks, given = share_out(phase, launcher, problems, table, call)
             if layout == CHANNELS_FIRST:
-                run_tasks(launcher, tasks, backward_task, steps_first, given)
+                run_tasks(launcher, tasks, phase_task, steps_first, given)
             elif layout == CHANNELS_LAST:
-                run_tasks(launcher, tasks, backward_task, steps_last, given)
+                run_tasks(launcher, tasks, phase_task, steps_last, given)
             else:
-                run_tasks(launcher, tasks, backward_task, steps_rows, given)
+                run_tasks(launcher, tasks, phase_task, steps_rows, given)
 
         totals = offset(sums, totals_at)
         for i in range(2 * channels):

@@ -10,15 +10,16 @@ from collections import namedtuple
 
 from ...shapes.geometry import SUM, WHOLE, WRITE
 from ..callees import device, inlined
-from .backward_first import means_of, write_pieces
+from .backward_first import means_of
 from .forward_first import block_of
-from .memory import accumulate, lanes, load, load_one, offset, prefetch, splat, store, store_one, streamed
+from .memory import accumulate, lanes, load, load_one, offset, prefetch, splat, store, store_fence, store_one
 from .moments import CHUNK, coefficients, in_lanes
-from .operands import at_sample, upstream_of
+from .operands import CentreAndMeans, at_sample, for_dz_of
 from .phases import steps_of_unit
-from .results import upstream
+from .results import dz_and_d
 from .tables import Elements, clear, parameters_along
 from .vectors import doubles, fma, lane_sum
+from .walk_first import write_pieces
 
 # As many additions as a lane of a chunk of the statistics has.
 SAMPLES_TOGETHER = 16
@@ -52,7 +53,7 @@ def add_sample(one, i, count, parameters, sums, act):
     if one.asks:
         prefetch(one.next_dy, i)
         prefetch(one.next_x, i)
-    dz, d = upstream(one.arrays, i, count, upstream_of(one.centre, w, b), act)
+    dz, d = dz_and_d(one.arrays, i, count, for_dz_of(one.centre, w, b), act)
     x_hat, g = d + one.centre.lack, w * dz
     return dbias + dz, fma(dz, x_hat, dweight), m1 + g, fma(g, x_hat, m2)
 
@@ -101,7 +102,7 @@ def sum_piece(work, call, one, two, piece):
 @device
 def keep_sums(work, call, k, first, start, stop):
     """Add the slot's tables to channels start .. stop - 1 of unit k's sums, or begin them with it."""
-    slot, sums = call.slot, call.channel_sums
+    slot, sums = call.slot, call.sums
     width = lanes(slot)
     for row in range(2):
         table, into = row * work.pitch - start, (row * work.units + k) * work.C
@@ -120,7 +121,7 @@ def keep_sums(work, call, k, first, start, stop):
 @device
 def shares_of(work, call, n):
     """Where the shares of m1 and m2 stand that the pieces of sample n have."""
-    return offset(call.statistics.sums, 2 * work.N * work.G + 2 * n * work.pieces)
+    return offset(call.statistics.means, 2 * work.N * work.G + 2 * n * work.pieces)
 
 
 @inlined
@@ -142,24 +143,24 @@ def sum_pieces(work, call, n, both, g, low, high, at):
 
 
 @device
-def settle_group(work, call, n, g):
+def finalize_means(work, call, n, g):
     """m1 and m2 of one group of a sample."""
     per_group, shares, m1, m2 = work.pieces // work.G, shares_of(work, call, n), 0.0, 0.0
     for at in range(2 * g * per_group, 2 * (g + 1) * per_group, 2):
         m1 += shares[at]
         m2 += shares[at + 1]
-    means = offset(call.statistics.sums, 2 * n * work.G)
+    means = offset(call.statistics.means, 2 * n * work.G)
     means[2 * g], means[2 * g + 1] = m1 / work.D, m2 / work.D
 
 
-@inlined
+@device
 def write_group(work, call, n, g, low, high):
     """dx of pieces low .. high - 1 of one group of a sample."""
     u = n * work.G + g
     rstd = call.statistics.rstd[u]
     centre = coefficients(call.arrays, call.statistics.mean[u], 0.0, rstd)
-    means = means_of(call.arrays.x, rstd, centre.lack, offset(call.statistics.sums, 2 * n * work.G), g)
-    write_pieces(work, block_of(work, call, n, g), low, high, centre, means)
+    means = means_of(call.arrays.x, rstd, centre.lack, offset(call.statistics.means, 2 * n * work.G), g)
+    write_pieces(work, block_of(work, call, n, g), low, high, CentreAndMeans(centre, means))
 
 
 @inlined
@@ -180,7 +181,7 @@ def walk_unit(whole, work, call, k, g, number):
             sum_pieces(work, call, n, both, h, number, until, start)
             if whole:
                 for m in range(n, n + 1 + both):
-                    settle_group(work, call, m, h)
+                    finalize_means(work, call, m, h)
                     write_group(work, call, m, h, 0, per_group)
         n += 1 + both
         if (n - low) % SAMPLES_TOGETHER == 0 or n == high:
@@ -201,6 +202,6 @@ def steps_rows(phase, low, high, work, call):
                 write_group(work, call, n, g, number, number + 1)
             else:
                 for h in range(work.G):
-                    settle_group(work, call, n, h)
+                    finalize_means(work, call, n, h)
     if work.past != 0:
-        streamed()
+        store_fence()

@@ -1,49 +1,35 @@
 """The forward pass, channels last: a block is one sample, its groups side by side in each row.
 
-Memory is walked position after position, each channel after channel: sums column by column (a vector of channels, or
-where channels are few of some positions together) over some rows, results row by row.
+For the statistics the parts of a sample are read from the first to the last, and for the results its pieces from the
+last to the first, both as `walk_last` says.
 """
 
+from collections import namedtuple
+
 from ...shapes.geometry import CHANNELS_LAST, SETTLE, SUM, WHOLE, WRITE
-from ..callees import device, inlined
-from .masks import of_rows, run_of_rows
-from .memory import accumulate, doubles_at, is_exact, lanes, load, offset, splat, store_one, streamed
-from .moments import coefficients, difference, location, rstd_of, settle, usual_unit
-from .operands import (
-    Affine,
-    Tables,
-    at_element,
-    at_row,
-    at_sample,
-    exactly,
-    only_within_rows,
-    parameters_at,
-    parameters_of,
-    statistics_at,
-)  # fmt: skip
+from ..callees import device, implements, inlined
+from .memory import accumulate, doubles_at, is_exact, lanes, load, offset, splat, store_fence, store_one
+from .moments import coefficients, difference, estimated_mean, finalize_group, usual_unit
+from .operands import Affine, at_element, at_row, at_sample, exactly, parameters_at, parameters_of, statistics_at
 from .phases import steps_of_unit
-from .results import aligned_from, clear_line, write_vector
-from .tables import (
-    EXACT_ROWS,
-    ROWS_IN_REGISTERS,
-    clear,
-    common_unit,
-    fold,
-    group_sum,
-    repeat,
-    table_at,
-    unit_at,
-)  # fmt: skip
+from .tables import EXACT_ROWS, ROWS_IN_REGISTERS, common_unit, group_sum, repeat, table_at, unit_at
 from .vectors import fma
+from .walk_last import coefficients_at, sum_column, sum_columns, sum_part, write_pieces
 
-# Tables of a task's scratch while it writes, each one value for each value of a row.
+# While a task sums: a pointer to the K of each value of a row.
+Shifts = namedtuple("Shifts", "k")
+# While it writes: its tables in scratch, `pitch` apart, and the unit that all groups have in common or 0.
+Tables = namedtuple("Tables", "slot pitch unit")
+# What the tables hold for each value of a row.
 ORIGIN, UNIT, SCALE, SHIFT = range(4)
+# Rows that a column is summed over at a time, as each second one has a sum of its own.
+MOST_ROWS = 2 * ROWS_IN_REGISTERS
 
 
-@device
-def sum_column(work, row, rows, positions, slot, sums, c, count):
-    """Add `rows` rows of the vector at c to that column's sums, every other row apart as in `sum_columns`."""
-    k, row = load(slot, c, None), exactly(row)
+@implements(sum_column, 3, Shifts)
+def sum_shifted_column(work, row, rows, tables, sums, c, count, act):
+    """Of x - K and its square; every other row apart, as in `sum_shifted_columns`."""
+    k, row, positions = load(tables.k, c, None), exactly(row), work.row // work.C
     s0 = splat(row.x, 0.0)
     q0, s1, q1 = s0, s0, s0
     for _ in range(rows):
@@ -61,14 +47,14 @@ def add_row(row, c, k0, k1, s0, q0, s1, q1):
     return s0 + d0, fma(d0, d0, q0), s1 + d1, fma(d1, d1, q1)
 
 
-@device
-def sum_columns(work, row, rows, positions, slot, sums, c):
-    """`sum_column` for two whole vectors side by side, every other row to sums of its own.
+@implements(sum_columns, 3, Shifts)
+def sum_shifted_columns(work, row, rows, tables, sums, c, act):
+    """Every other row to sums of its own.
 
     With one sum each the additions wait for each other: (32, 56, 56, 64) took 1.96 ms, and 1.50 with two.
     """
-    c1, pitch, row = c + lanes(row.x), work.pitch, exactly(row)
-    k0, k1 = load(slot, c, None), load(slot, c1, None)
+    c1, pitch, row, positions = c + lanes(row.x), work.pitch, exactly(row), work.row // work.C
+    k0, k1 = load(tables.k, c, None), load(tables.k, c1, None)
     s0 = splat(row.x, 0.0)
     q0, s1, q1, s2, q2, s3, q3 = s0, s0, s0, s0, s0, s0, s0
     for _ in range(rows // 2):
@@ -85,70 +71,40 @@ def sum_columns(work, row, rows, positions, slot, sums, c):
 
 
 @device
-def sum_parts(work, sample, low, high, slot, partial):
+def sum_parts(work, sample, low, high, call, partial):
     """Sums per group over parts low .. high - 1 of a sample, each PART positions.
 
     Scratch: K for each value of a row, then the float64 sums.
     """
-    c_count, d_count, length, pitch, width = work.C, work.D, work.row, work.pitch, lanes(sample.x)
+    slot, D = call.slot, work.D
     for g in range(work.G):
-        k = location(work, CHANNELS_LAST, at_element(sample, work, g * d_count))
-        for c in range(g * d_count, (g + 1) * d_count):
+        k = estimated_mean(work, CHANNELS_LAST, at_element(sample, work, g * D))
+        for c in range(g * D, (g + 1) * D):
             store_one(slot, c, k)
-    repeat(slot, c_count, length)
-    sums = doubles_at(offset(slot, pitch))
-    positions, most = length // c_count, EXACT_ROWS if is_exact(sample.x, sample.skip) else 2 * ROWS_IN_REGISTERS
+    repeat(slot, work.C, work.row)
+    sums, most = doubles_at(offset(slot, work.pitch)), EXACT_ROWS if is_exact(sample.x, sample.skip) else MOST_ROWS
     for part in range(low, high):
-        clear(sums, 0, 2 * pitch)
-        r, end = part * work.part, min((part + 1) * work.part, work.S)
-        while r < end:
-            rows, values = min(most, (end - r) // positions), length
-            if rows == 0:  # the last positions do not fill a row
-                rows, values = 1, (end - r) * c_count
-            row, c = at_row(sample, work, r), 0
-            while c + 2 * width <= values:
-                sum_columns(work, row, rows, positions, slot, sums, c)
-                c += 2 * width
-            while c + width <= values:
-                sum_column(work, row, rows, positions, slot, sums, c, None)
-                c += width
-            if c < values:
-                sum_column(work, row, rows, positions, slot, sums, c, values - c)
-            r += rows * positions
-        fold(sums, c_count, length)
-        fold(offset(sums, pitch), c_count, length)
+        sum_part(work, sample, part, most, Shifts(slot), sums, call.act)
         at = 2 * part * work.G
         for g in range(work.G):
-            partial[at + 2 * g] = group_sum(sums, g * d_count, d_count)
-            partial[at + 2 * g + 1] = group_sum(sums, pitch + g * d_count, d_count)
+            partial[at + 2 * g] = group_sum(sums, g * D, D)
+            partial[at + 2 * g + 1] = group_sum(sums, work.pitch + g * D, D)
 
 
 @device
-def settle_sample(work, sample, statistics, eps):
-    """Mean and rstd (or M2) of every group of a sample from the partial sums, added in order.
-
-    What a mean lost comes first there.
-    """
-    partial = statistics.sums
+def finalize_sample(work, sample, statistics, partial, eps):
+    """Mean and rstd (or M2) of every group of a sample."""
     for g in range(work.G):
         group = at_element(sample, work, g * work.D)
-        k = location(work, CHANNELS_LAST, group)
-        total, squares = 0.0, 0.0
-        for part in range(work.parts):
-            at = 2 * (part * work.G + g)
-            total += partial[at]
-            squares += partial[at + 1]
-        mean, partial[2 * g], m2, variance = settle(work, CHANNELS_LAST, group, k, total, squares, eps)
-        statistics.mean[g] = mean
-        statistics.rstd[g] = m2 if work.keep_m2 != 0 else rstd_of(variance, eps)
+        finalize_group(work, CHANNELS_LAST, group, statistics, g, offset(partial, 2 * g), 2 * work.G, eps)
 
 
 @inlined
-def fill_tables(work, arrays, parameters, statistics, slot):
+def fill_tables(work, arrays, parameters, statistics, partial, slot):
     """Origin, unit, scale and shift for each value of a row, and again for the vector after it."""
     pitch, common = work.pitch, usual_unit(arrays)
     for g in range(work.G):
-        centre = coefficients(arrays, statistics.mean[g], statistics.sums[2 * g], statistics.rstd[g])
+        centre = coefficients(arrays, statistics.mean[g], partial[2 * g], statistics.rstd[g])
         common = common_unit(common, centre.unit)
         for c in range(g * work.D, (g + 1) * work.D):
             w, b = parameters_of(parameters, work, c)
@@ -161,55 +117,10 @@ def fill_tables(work, arrays, parameters, statistics, slot):
     return Tables(slot, pitch, common)
 
 
-@device
-def write_pieces(work, sample, low, high, tables, act):
-    """Pieces low .. high - 1 of a sample, each RUN positions, the last first."""
-    for piece in range(high - 1, low - 1, -1):
-        r, stop = piece * work.run, min((piece + 1) * work.run, work.S)
-        while r < stop:
-            end, valid = stop, True
-            if of_rows(sample.mask):
-                end, valid = run_of_rows(sample.mask, work.mask_r, r, stop)
-            rows, length = 1, (end - r) * work.C
-            if work.dense == 0:
-                rows, length = end - r, work.C
-            for at in range(r, r + rows):
-                row = at_row(sample, work, at)
-                if valid:
-                    write_span(work, only_within_rows(row), length, tables, act)
-                else:
-                    clear_line(work, row.y, length)
-            r = end
-
-
-@device
-def write_span(work, row, length, tables, act):
-    """y for `length` consecutive values, the first at the beginning of a row, in whole aligned vectors."""
-    width, period = lanes(row.x), work.row
-    i, c = 0, 0
-    aligned, past = aligned_from(work, row.y, 0, length)
-    while i < length:
-        if i >= aligned:
-            last = min(length - width, i + period - 1 - c)
-            while i <= last:
-                write_column(row, i, None, tables, c, act, past)
-                i, c = i + width, c + width
-            if c >= period:
-                c -= period
-                continue
-        count = (aligned if i < aligned else length) - i
-        if count > 0:
-            write_column(row, i, count, tables, c, act, 0)
-            i, c = i + count, c + count
-
-
-@device
-def write_column(row, i, count, tables, c, act, past):
-    """y for the vector at i, whose coefficients stand at c of the tables."""
-    affine = Affine(
-        unit_at(tables, UNIT, c), table_at(tables, ORIGIN, c), table_at(tables, SCALE, c), table_at(tables, SHIFT, c)
-    )
-    write_vector(row, i, count, affine, act, past)
+@implements(coefficients_at, 0, Tables)
+def affine_at(tables, c):
+    unit, origin = unit_at(tables, UNIT, c), table_at(tables, ORIGIN, c)
+    return Affine(unit, origin, table_at(tables, SCALE, c), table_at(tables, SHIFT, c))
 
 
 @device
@@ -220,14 +131,15 @@ def steps_last(phase, low, high, work, call):
         n, first = low // per_sample, low % per_sample
         count = min(high - low, per_sample - first)
         sample = at_sample(call.arrays, work, n)
-        statistics = statistics_at(call.statistics, work, n, 2 * parts * work.G)
+        statistics, partial = statistics_at(call.statistics, work, n), offset(call.sums, 2 * n * parts * work.G)
         if phase in (WHOLE, SUM):
-            sum_parts(work, sample, first, parts if phase == WHOLE else first + count, call.slot, statistics.sums)
+            sum_parts(work, sample, first, parts if phase == WHOLE else first + count, call, partial)
         if phase in (WHOLE, SETTLE):
-            settle_sample(work, sample, statistics, call.eps)
+            finalize_sample(work, sample, statistics, partial, call.eps)
         if phase in (WHOLE, WRITE):
-            tables = fill_tables(work, sample, parameters_at(call.parameters, work, n), statistics, call.slot)
+            parameters = parameters_at(call.parameters, work, n)
+            tables = fill_tables(work, sample, parameters, statistics, partial, call.slot)
             write_pieces(work, sample, first, pieces if phase == WHOLE else first + count, tables, call.act)
         low += count
     if work.past != 0:
-        streamed()
+        store_fence()

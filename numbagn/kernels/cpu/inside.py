@@ -1,4 +1,4 @@
-"""The forward pass for callers that Numba compiles: what `_calls.forward` does, as code for them.
+"""The forward pass for callers that Numba compiles: what `calls` does, as code for them.
 
 Serial, since what calls may be a user's parallel loop. The kernels are those that Python's calls run, and what decides
 the bits (memory layout, parts) comes from the same functions. Numba tells machine code of one name apart by the types
@@ -6,6 +6,7 @@ of its arguments alone, also when several functions come from its cache: so no f
 """
 
 import math
+from collections import namedtuple
 
 import numpy as np
 from numba import types
@@ -21,8 +22,8 @@ from ..callees import CALLEE
 from ..compiled import entry
 from ..numba_names import tuple_setitem
 from .forward import forward_kernel
-from .links import linked
-from .memory import line, values
+from .links import line, linked
+from .memory import values
 from .scheduled import take_shares
 from .vectors import code
 from .work import work_at
@@ -32,6 +33,15 @@ jitable(spread)
 jitable(walk)
 # A stride larger than any.
 OUTERMOST = 1 << 62
+
+# An array that kernels can walk: all of its memory, and its steps from sample to sample and from row to row.
+Walked = namedtuple("Walked", "memory sample row")
+# The values of weight or bias, and their steps from sample to sample and from channel to channel.
+Parameter = namedtuple("Parameter", "values sample channel")
+# Samples, channels, groups, positions of a channel.
+Sizes = namedtuple("Sizes", "N C G S")
+# What is done to x, with the activation's code.
+Norm = namedtuple("Norm", "activation sizes weight bias eps")
 
 
 def past_bytes_here():
@@ -92,7 +102,7 @@ def strides_in(shape, strides, itemsize, axis, layout):
 
 @jitable
 def steps_like(shape, strides, itemsize, axis, layout, model):
-    """(whether there are any, sample step, row step) as of `_problem.walk`, spatial axes in the order of `model`."""
+    """(whether there are any, sample step, row step) as of `walk`, spatial axes in the order of `model`."""
     # one axis more, of one position, so that there is one
     model = (*model, itemsize)
     order = model[2:]
@@ -108,7 +118,7 @@ def steps_like(shape, strides, itemsize, axis, layout, model):
 
 @jitable
 def described(shape, strides, itemsize, axis):
-    """(layout, sample step, row step) as of `_problem.layout_of`; layout -1 where no kernel can walk the memory."""
+    """(layout, sample step, row step) as of Python's calls; layout -1 where no kernel can walk the memory."""
     for layout in (CHANNELS_FIRST, CHANNELS_LAST):
         fits, sample, row = steps_like(shape, strides, itemsize, axis, layout, strides)
         if fits:
@@ -125,14 +135,14 @@ def copy(to, array):
 
 @jitable
 def walkable(x, axis):
-    """(line, strides, layout, sample step, row step) of x, or of a copy where no kernel can walk its memory.
+    """(x walked, its strides, its layout), or those of a copy where no kernel can walk x's memory.
 
     Compiled code takes every array as aligned, so this does.
     """
     memory, strides = line(x), x.strides
     layout, sample, row = described(x.shape, strides, x.itemsize, axis)
     if layout < 0:
-        # the orders that `_problem.problem` tries: x's own, the same but samples outermost, channels first
+        # the orders that a Python call tries: x's own, the same but samples outermost, channels first
         strides = dense_strides(x.shape, x.strides, x.itemsize)
         layout, sample, row = described(x.shape, strides, x.itemsize, axis)
         if layout < 0:
@@ -143,7 +153,7 @@ def walkable(x, axis):
             layout, sample, row = described(x.shape, strides, x.itemsize, axis)
         memory = np.empty(x.size, x.dtype)
         copy(as_strided(memory, x.shape, strides), x)
-    return memory, strides, layout, sample, row
+    return Walked(memory, sample, row), strides, layout
 
 
 # ----------------------------------------------------------------------------------------------------------- arguments
@@ -163,21 +173,21 @@ def _misfit(value, samples, channels):
 
 
 def parameter(value, default, x, channels, out):
-    """(values in x's dtype, step from sample to sample, from channel to channel); copied where `out` may overlap."""
+    """A `Parameter` in x's dtype; copied where `out` may overlap."""
 
 
 @overload(parameter, jit_options=CALLEE)
 def _parameter(value, default, x, channels, out):
     if value == types.none:
-        return lambda value, default, x, channels, out: (np.full(1, default, x.dtype), 0, 0)
+        return lambda value, default, x, channels, out: Parameter(np.full(1, default, x.dtype), 0, 0)
     sample = int(value.ndim == 2)
     if value.dtype == x.dtype and value.layout == "C" and out == types.none:
-        return lambda value, default, x, channels, out: (line(value), sample * channels, 1)
+        return lambda value, default, x, channels, out: Parameter(line(value), sample * channels, 1)
 
     def converted(value, default, x, channels, out):
         values = np.empty(value.shape, x.dtype)
         copy(values, value)
-        return line(values), sample * channels, 1
+        return Parameter(line(values), sample * channels, 1)
 
     return converted
 
@@ -232,82 +242,78 @@ def _writable(x, out):
 # ------------------------------------------------------------------------------------------------------------ the call
 
 
-def run(layout, activation, steps, sizes, x, y, w, b, eps):
-    """Share out the work, allocate, run the kernel. steps: x's from sample to sample and row to row, then those of y.
-
-    w, b: values, steps from sample to sample and channel to channel.
-    """
+def run(layout, norm, x, y):
+    """Share out the work, allocate, run the kernel for x and y, both `Walked`."""
 
 
 @overload(run, jit_options=CALLEE)
-def _run(layout, activation, steps, sizes, x, y, w, b, eps):
-    acc = types.Array(x.dtype, 1, "C")
+def _run(layout, norm, x, y):
+    acc, *_ = x.types
+    activation, *_ = norm.types
     table, sums = types.Array(types.int64, 2, "C"), types.Array(types.float64, 1, "C")
     absent = types.none
     arrays = types.Tuple((acc, absent, absent, absent, acc, absent, absent))
     parameters, memory = types.UniTuple(acc, 2), types.Tuple((sums, absent, acc))
     signature = table, types.float64, arrays, parameters, memory, types.int64
     channels_first = layout.value == CHANNELS_FIRST
-    kind = STORED.index(str(x.dtype))
+    kind = STORED.index(str(acc.dtype))
     kernel = linked(forward_kernel, signature, layout.value, kind, -1, -1, 0, activation.value)
     past_from = linked(past_bytes, (), past_bytes_here)
 
-    def shared_out(layout, activation, steps, sizes, x, y, w, b, eps):
-        samples, channels, groups, positions = sizes
+    def shared_out(layout, norm, x, y):
+        N, C, G, S = norm.sizes
+        data, itemsize = x.memory, x.memory.itemsize
         if channels_first:
-            dense = channels == 1 or steps[1] == steps[3] == positions
-            shares = first_work(samples, channels, groups, positions, x.itemsize, dense)
+            shares = first_work(N, C, G, S, itemsize, C == 1 or x.row == y.row == S)
         else:
-            dense = positions == 1 or steps[1] == steps[3] == channels
-            shares = last_work(samples, channels, positions, x.itemsize, dense)
+            shares = last_work(N, C, S, itemsize, S == 1 or x.row == y.row == C)
         table = np.zeros((1, FIELD_COUNT), np.int64)
         work = work_at(values(table), 0)  # `table` outlives it: the kernel gets that
         take_shares(work, shares)
-        work.N, work.C, work.G, work.D, work.S = samples, channels, groups, channels // groups, positions
-        work.batch, work.valid = samples, positions
+        work.N, work.C, work.G, work.D, work.S = N, C, G, C // G, S
+        work.batch, work.valid = N, S
         work.first, work.last, work.slots = WHOLE, WHOLE + 1, 1
-        work.x_n, work.x_r, work.y_n, work.y_r = steps
-        work.w_n, work.w_c, work.b_n, work.b_c = w[1], w[2], b[1], b[2]
-        in_place = x.ctypes.data == y.ctypes.data
-        work.past = int(x.size * x.itemsize >= past_from(()) and not in_place)
-        sums = np.empty(2 * samples * groups * (1 + work.parts))
-        scratch = np.empty(max(1, work.slot), x.dtype)
-        arrays = x, None, None, None, y, None, None
-        kernel((table, eps, arrays, (w[0], b[0]), (sums, None, scratch), 0))
+        work.x_n, work.x_r, work.y_n, work.y_r = x.sample, x.row, y.sample, y.row
+        work.w_n, work.w_c = norm.weight.sample, norm.weight.channel
+        work.b_n, work.b_c = norm.bias.sample, norm.bias.channel
+        in_place = data.ctypes.data == y.memory.ctypes.data
+        work.past = int(data.size * itemsize >= past_from(()) and not in_place)
+        sums = np.empty(2 * N * G * (1 + work.parts))
+        scratch = np.empty(max(1, work.slot), data.dtype)
+        arrays = data, None, None, None, y.memory, None, None
+        kernel((table, norm.eps, arrays, (norm.weight.values, norm.bias.values), (sums, None, scratch), 0))
 
     return shared_out
 
 
-def normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
+def normalize(first, norm, x, y, axis, out):
     """Find the memory layout and run; `first` is not 0 where the type of x tells it."""
 
 
 @overload(normalize, jit_options=CALLEE)
-def _normalize(first, activation, sizes, x, y, w, b, eps, axis, out):
+def _normalize(first, norm, x, y, axis, out):
     if first.value:
 
-        def channels_first(first, activation, sizes, x, y, w, b, eps, axis, out):
-            sample = sizes[1] * sizes[3]
-            steps = sample, sizes[3], sample, sizes[3]
-            run(code(CHANNELS_FIRST), activation, steps, sizes, line(x), line(y), w, b, eps)
+        def channels_first(first, norm, x, y, axis, out):
+            _, C, _, S = norm.sizes
+            run(code(CHANNELS_FIRST), norm, Walked(line(x), C * S, S), Walked(line(y), C * S, S))
 
         return channels_first
 
-    def any_layout(first, activation, sizes, x, y, w, b, eps, axis, out):
-        memory, strides, layout, sample, row = walkable(x, axis)
-        target = line(y)
-        fits, y_sample, y_row = steps_like(x.shape, y.strides, x.itemsize, axis, layout, strides)
+    def any_layout(first, norm, x, y, axis, out):
+        _, C, _, S = norm.sizes
+        walked, strides, layout = walkable(x, axis)
+        fits, sample, row = steps_like(x.shape, y.strides, x.itemsize, axis, layout, strides)
+        target = Walked(line(y), sample, row)
         direct = fits and writable(x, out)
         if not direct:  # what a new array in this layout has, which fits it
-            target, y_sample = np.empty(x.size, x.dtype), sizes[1] * sizes[3]
-            y_row = sizes[3] if layout == CHANNELS_FIRST else sizes[1]
-        steps = sample, row, y_sample, y_row
+            target = Walked(np.empty(x.size, x.dtype), C * S, S if layout == CHANNELS_FIRST else C)
         if layout == CHANNELS_FIRST:
-            run(code(CHANNELS_FIRST), activation, steps, sizes, memory, target, w, b, eps)
+            run(code(CHANNELS_FIRST), norm, walked, target)
         else:
-            run(code(CHANNELS_LAST), activation, steps, sizes, memory, target, w, b, eps)
+            run(code(CHANNELS_LAST), norm, walked, target)
         if not direct:
-            copy(y, as_strided(target, y.shape, strides_in(y.shape, strides, y.itemsize, axis, layout)))
+            copy(y, as_strided(target.memory, y.shape, strides_in(y.shape, strides, y.itemsize, axis, layout)))
 
     return any_layout
 
@@ -331,9 +337,9 @@ def forward_call(first, activation, sources):
             raise ValueError("bias must have shape (C,) or (N, C)")
         y = result(x, out)
         if x.size > 0:
-            sizes = samples, channels, num_groups, x.size // (samples * channels)
+            sizes = Sizes(samples, channels, num_groups, x.size // (samples * channels))
             w, b = parameter(weight, 1.0, x, channels, out), parameter(bias, 0.0, x, channels, out)
-            normalize(code(first), code(activation), sizes, x, y, w, b, eps, axis, out)
+            normalize(code(first), Norm(code(activation), sizes, w, b, eps), x, y, axis, out)
         return y
 
     return group_norm

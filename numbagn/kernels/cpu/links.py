@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..compiled import PACKAGE, sources_digest
-from ..numba_names import address, cgutils, code_of, impl_ret_new_ref
+from ..numba_names import address, cgutils, code_of, impl_ret_borrowed, impl_ret_new_ref, populate_array
 
 # What is compiled into a user's function, or into what it calls, beside the kernels.
 OTHER_SOURCES = ("_njit.py",)
@@ -68,3 +68,27 @@ def linked(kernel, signature, *key):
         return result(arguments), codegen
 
     return call
+
+
+@intrinsic
+def line(typingctx, array):
+    """All of a compiled caller's `array`, of any strides, as the type of array that kernels are compiled for.
+
+    It begins where `array` does, which it keeps alive; its length is the number of elements.
+    """
+    result = types.Array(array.dtype, 1, "C")
+
+    def codegen(context, builder, sig, args):
+        source = context.make_array(array)(context, builder, args[0])
+        flat = context.make_array(result)(context, builder)
+        populate_array(
+            flat,
+            data=source.data,
+            shape=[source.nitems],
+            strides=[source.itemsize],
+            itemsize=source.itemsize,
+            meminfo=source.meminfo,
+        )
+        return impl_ret_borrowed(context, builder, result, flat._getvalue())
+
+    return result(array), codegen

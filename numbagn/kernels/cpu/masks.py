@@ -5,10 +5,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..callees import device
-from ..numba_names import cgutils
 from .kinds import I8
-from .memory import Pointer
-from .vectors import I1
+from .memory import Pointer, data_of
+from .vectors import I1, known
 
 # How a mask's bytes belong to values: one to each, or one to all of a row.
 MASKS = ("no mask", "mask of values", "mask of rows")
@@ -17,15 +16,8 @@ MASKS = ("no mask", "mask of values", "mask of rows")
 @intrinsic(prefer_literal=True)
 def mask_pointer(typingctx, array, kind):
     """The data pointer of an array of bytes, a mask of the kind numbered `kind` in MASKS; `array` as for `pointer`."""
-    result = Pointer(MASKS[kind.literal_value], absent=array == types.none)
-
-    def codegen(context, builder, sig, args):
-        if result.absent:
-            return ir.Constant(I8.as_pointer(), None)
-        data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
-        return builder.bitcast(data, I8.as_pointer())
-
-    return result(array, kind), codegen
+    result = Pointer(MASKS[known(kind)], absent=array == types.none)
+    return result(array, kind), data_of(result)
 
 
 @intrinsic

@@ -11,17 +11,9 @@ from numba import types
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from ...arrays.dtypes import STORED
-from ..numba_names import (
-    AbstractTemplate,
-    cgutils,
-    impl_ret_borrowed,
-    infer,
-    infer_global,
-    populate_array,
-    signature,
-)  # fmt: skip
+from ..numba_names import AbstractTemplate, cgutils, infer, infer_global, signature
 from .kinds import I8, I16, KINDS, X86, to_double_lanes
-from .vectors import F32, F64, F64X8, I1, I32, I32X16, I64, head_mask, llvm_vector, splat_scalar
+from .vectors import F32, F64, F64X8, I1, I32, I32X16, I64, head_mask, known, llvm_vector, splat_scalar
 
 
 class Pointer(types.Type):
@@ -43,6 +35,10 @@ def _address(builder, pointer, element, index):
     return builder.gep(builder.bitcast(pointer, element.as_pointer()), [index])
 
 
+def _vector_address(builder, pointer, element, index, lanes):
+    return builder.bitcast(_address(builder, pointer, element, index), ir.VectorType(element, lanes).as_pointer())
+
+
 ELEMENTS = {"float32": F32, "float64": F64, "int64": I64}
 
 
@@ -53,13 +49,11 @@ def _align(element):
 # ------------------------------------------------------------------------------------------------------------ pointers
 
 
-@intrinsic(prefer_literal=True)
-def pointer(typingctx, array, kind):
-    """The data pointer of `array`, of the dtype numbered `kind` in STORED; an absent one where `array` is None.
+def data_of(result):
+    """Code for a pointer of the type `result` to the data of an array, the first argument, unless it is None.
 
-    `array` must be an argument of the running kernel: then it outlives every use of the pointer.
+    The array must be an argument of the running kernel: then it outlives every use of the pointer.
     """
-    result = Pointer(STORED[kind.literal_value], absent=array == types.none)
 
     def codegen(context, builder, sig, args):
         if result.absent:
@@ -67,27 +61,24 @@ def pointer(typingctx, array, kind):
         data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
         return builder.bitcast(data, I8.as_pointer())
 
-    return result(array, kind), codegen
+    return codegen
+
+
+@intrinsic(prefer_literal=True)
+def pointer(typingctx, array, kind):
+    """The data pointer of `array`, of the dtype numbered `kind` in STORED; an absent one where `array` is None."""
+    result = Pointer(STORED[known(kind)], absent=array == types.none)
+    return result(array, kind), data_of(result)
 
 
 @intrinsic
-def line(typingctx, array):
-    """All of a compiled caller's `array`, of any strides, as the type of array that kernels are compiled for.
+def values(typingctx, array):
+    """The data pointer of an array of float32, float64 or int64 (parameters, sums, ...), an absent one of None.
 
-    It begins where `array` does, which it keeps alive; its length is the number of elements.
+    ptr[index] is one of its values, of float32 as float64.
     """
-    result = types.Array(array.dtype, 1, "C")
-
-    def codegen(context, builder, sig, args):
-        source = context.make_array(array)(context, builder, args[0])
-        flat = context.make_array(result)(context, builder)
-        populate_array(
-            flat, data=source.data, shape=[source.nitems], strides=[source.itemsize], itemsize=source.itemsize,
-            meminfo=source.meminfo,
-        )  # fmt: skip
-        return impl_ret_borrowed(context, builder, result, flat._getvalue())
-
-    return result(array), codegen
+    result = Pointer("float64", absent=True) if array == types.none else Pointer(str(array.dtype))
+    return result(array), data_of(result)
 
 
 def _exact(ptr, skip):
@@ -105,21 +96,6 @@ def exact(typingctx, ptr, skip):
 def is_exact(typingctx, ptr, skip):
     """Whether `exact` reads integers: a constant."""
     return types.boolean(ptr, skip), lambda context, builder, sig, args: I1(_exact(*sig.args).kind.startswith("exact"))
-
-
-@intrinsic
-def values(typingctx, array):
-    """The data pointer of an array of float32, float64 or int64 (parameters, sums, ...): an argument, as for `pointer`.
-
-    ptr[index] is one of its values, of float32 as float64.
-    """
-    result = Pointer(str(array.dtype))
-
-    def codegen(context, builder, sig, args):
-        data = cgutils.create_struct_proxy(sig.args[0])(context, builder, args[0]).data
-        return builder.bitcast(data, I8.as_pointer())
-
-    return result(array), codegen
 
 
 @intrinsic
@@ -165,8 +141,7 @@ def load(typingctx, ptr, index, count):
     def codegen(context, builder, sig, args):
         if ptr.absent:
             return ir.Constant(llvm_vector(vector), None)
-        raw = ir.VectorType(element, vector.lanes)
-        place = builder.bitcast(_address(builder, args[0], element, args[1]), raw.as_pointer())
+        place = _vector_address(builder, args[0], element, args[1], vector.lanes)
         if count == types.none:
             value = builder.load(place, align=_align(element))
         else:
@@ -191,8 +166,7 @@ def load_from(typingctx, ptr, index, first, count):
     def codegen(context, builder, sig, args):
         if ptr.absent:
             return ir.Constant(llvm_vector(vector), None)
-        raw = ir.VectorType(element, vector.lanes)
-        place = builder.bitcast(_address(builder, args[0], element, args[1]), raw.as_pointer())
+        place = _vector_address(builder, args[0], element, args[1], vector.lanes)
         mask = head_mask(builder, vector.lanes, args[3])
         mask = builder.and_(mask, builder.not_(head_mask(builder, vector.lanes, args[2])))
         return widen(builder, _masked_load(builder, place, element, mask), vector)
@@ -233,7 +207,7 @@ def accumulate(typingctx, ptr, index, value):
     wide = ir.VectorType(F64, value.lanes)
 
     def codegen(context, builder, sig, args):
-        place = builder.bitcast(_address(builder, args[0], F64, args[1]), wide.as_pointer())
+        place = _vector_address(builder, args[0], F64, args[1], value.lanes)
         widen = builder.sitofp if value == I32X16 else builder.fpext
         added = args[2] if value == F64X8 else widen(args[2], wide)
         builder.store(builder.fadd(builder.load(place, align=8), added), place, align=8)
@@ -248,6 +222,8 @@ def prefetch(typingctx, ptr, index):
     element = KINDS[ptr.kind][1]
 
     def codegen(context, builder, sig, args):
+        if ptr.absent:
+            return context.get_dummy_value()
         place = builder.bitcast(_address(builder, args[0], element, args[1]), I8.as_pointer())
         fnty = ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32])
         fn = cgutils.get_or_insert_function(builder.module, fnty, "llvm.prefetch.p0")
@@ -272,7 +248,7 @@ def until_aligned(typingctx, ptr, index):
 
 
 @intrinsic
-def stream(typingctx, ptr, index, value):
+def store_nontemporal(typingctx, ptr, index, value):
     """Like `store` of all lanes, but past the caches; ptr[index] must be where `until_aligned` says."""
     vector, element, _, narrow = KINDS[ptr.kind]
 
@@ -282,7 +258,8 @@ def stream(typingctx, ptr, index, value):
         raw = narrow(builder, args[2], vector)
         size = _align(element) * vector.lanes
         if element == I16:
-            # LLVM streams neither halves nor what it can narrow and store in one instruction: it must see plain floats
+            # LLVM stores past the caches neither halves nor what it can narrow and store in one instruction: it must be
+            # shown plain floats
             floats = ir.VectorType(F32, size // 4)
             fence = ir.FunctionType(floats, [floats])
             name = f"llvm.arithmetic.fence.v{size // 4}f32"
@@ -297,8 +274,11 @@ def stream(typingctx, ptr, index, value):
 
 
 @intrinsic
-def streamed(typingctx):
-    """Order what was streamed before what is stored after; another thread might else see them the other way round."""
+def store_fence(typingctx):
+    """Order what was stored past the caches before what is stored after.
+
+    Another thread might else see them the other way round.
+    """
 
     def codegen(context, builder, sig, args):
         if X86:

@@ -1,11 +1,14 @@
 """Mean and rstd of a block: shifted sums on vectors, checked, and done again where the check fails.
 
 Channels first a block is one line of D * S elements, in D rows with gaps between them or none; channels last it is S
-rows of D elements. The sums are of x - K and (x - K)**2 with one K near the block's mean, in the accumulator's type for
-CHUNK elements at a time and in float64 beyond: the rounding errors of a chunk's lanes are independent and average out,
-and what K is off costs (mean - K)**2 / variance times the error of the squares. WORST bounds that factor.
+rows of D elements, one for each position. It is read from its first row to its last, each from beginning to end (what
+channels last sums as a rule, all groups at once, stands in `forward_last`).
 
-Sums of single bytes are exact: of x itself, in integers, and K comes in when they are settled.
+The sums are of x - K and (x - K)**2 with one K near the block's mean, in the accumulator's type for CHUNK elements at a
+time and in float64 beyond: the rounding errors of a chunk's lanes are independent and average out, and what K is off
+costs (mean - K)**2 / variance times the error of the squares. WORST bounds that factor.
+
+Sums of single bytes are exact: of x itself, in integers; K is subtracted in the end.
 
 With `skip` the block is x + skip. The sum is rounded, and what that lost is added again once K is gone: so nothing is
 lost where both are large and cancel, nor where the sum is large against its deviation.
@@ -24,7 +27,7 @@ from .work import field
 
 # Elements summed in accumulator precision before float64 takes over, two vectors side by side: 16 additions of float32.
 CHUNK = 512
-# The same of exact sums: 2**14 additions of squares of bytes stay below 2**31.
+# The same of exact sums: in a lane 2**15 additions of squares of bytes stay below 2**31.
 EXACT_CHUNK = 1 << 19
 # Largest (mean - K)**2 / variance accepted.
 WORST = 16.0
@@ -39,8 +42,8 @@ MOST_FACTOR, MOST_UNIT = 2.0**96, 2.0**100
 
 
 @device
-def spot(work, layout, stride, i):
-    """Where the i-th eighth of a block begins, counted from its first element."""
+def probe(work, layout, stride, i):
+    """Where the i-th eighth of a block begins, counted from its first element in steps of `stride` from row to row."""
     if work.valid < work.S:
         position, channel = field(work, SPOT_0 + i // 2), work.D * i // 8
         return channel * stride + position if layout == CHANNELS_FIRST else position * stride + channel
@@ -59,23 +62,23 @@ def one_sum(arrays, i, skip_i):
 
 
 @device
-def scattered_location(work, layout, block):
-    """`location` wherever the elements lie."""
+def scattered_estimate(work, layout, block):
+    """`estimated_mean` where rows have gaps, or not all positions are valid."""
     total = 0.0
     for i in range(1, 8, 2):
-        total += 0.25 * one_sum(block, spot(work, layout, work.x_r, i), spot(work, layout, work.skip_r, i))
+        total += 0.25 * one_sum(block, probe(work, layout, work.x_r, i), probe(work, layout, work.skip_r, i))
     return rounded(block.x, total)
 
 
 @inlined
-def location(work, layout, block):
+def estimated_mean(work, layout, block):
     """K before the mean is known: the mean of four of the block's valid elements, rounded to the accumulator's type.
 
     It equals the mean exactly where all elements are equal.
     """
     if layout != CHANNELS_FIRST or work.dense == 0 or work.valid < work.S:
-        return scattered_location(work, layout, block)
-    size = work.D * work.S  # as `spot` says, without divisions: they were a fifth of the time of small blocks
+        return scattered_estimate(work, layout, block)
+    size = work.D * work.S  # as `probe` says, without divisions: they were a fifth of the time of small blocks
     total = 0.0
     for i in range(1, 8, 2):
         at = size * i // 8
@@ -241,7 +244,7 @@ def summed_again(work, layout, block, mean):
 
 
 @inlined
-def settle(work, layout, block, k, total, squares, eps):
+def finalize_moments(work, layout, block, k, total, squares, eps):
     """(mean, what its rounding to float64 lost, M2, variance) of a block from its sums about K.
 
     Sums that cannot be trusted are made again. Always the same decision for the same block, whatever thread or batch it
@@ -252,7 +255,7 @@ def settle(work, layout, block, k, total, squares, eps):
         k = math.floor(total / size + 0.5)
         total, squares = total - size * k, squares - k * (2.0 * total - size * k)
     excess = total * (total / size)
-    if excess > WORST * (squares - excess):  # K was no member of the crowd
+    if excess > WORST * (squares - excess):  # K was far from the mean: one of the four was an outlier
         k, total, squares = summed_again(work, layout, block, k + total / size)
         excess = total * (total / size)
     mean, m2 = k + total / size, max(squares - excess, 0.0)
@@ -273,6 +276,22 @@ def rstd_of(variance, eps):
     if v == math.inf:
         return math.nan
     return 1.0 / math.sqrt(v)
+
+
+@inlined
+def finalize_group(work, layout, group, statistics, u, sums, apart, eps):
+    """Mean and rstd (or M2) of a group, number u of the statistics, from its partial sums, added in order.
+
+    These are two for each part, `apart` from one part to the next; what the mean lost comes first there.
+    """
+    k = estimated_mean(work, layout, group)
+    total, squares = 0.0, 0.0
+    for part in range(work.parts):
+        total += sums[part * apart]
+        squares += sums[part * apart + 1]
+    mean, sums[0], m2, variance = finalize_moments(work, layout, group, k, total, squares, eps)
+    statistics.mean[u] = mean
+    statistics.rstd[u] = m2 if work.keep_m2 != 0 else rstd_of(variance, eps)
 
 
 @device

@@ -7,8 +7,8 @@ standing at the same element of their arrays, which is moved as a whole.
 from collections import namedtuple
 
 from ..callees import inlined
-from .masks import within_rows
-from .memory import exact, offset
+from .masks import mask_pointer, within_rows
+from .memory import exact, offset, pointer
 from .vectors import fma
 
 # Pointers of a call's operands, absent where there is none; y is dx in the backward pass, which alone has dy and
@@ -16,82 +16,100 @@ from .vectors import fma
 Arrays = namedtuple("Arrays", "x skip residual dy y dresidual mask")
 # Pointers to weight and bias.
 Parameters = namedtuple("Parameters", "weight bias")
-# Pointers to mean and rstd (or M2) of each group, and to what they come from: partial sums, or in the backward pass m1
-# and m2.
-Statistics = namedtuple("Statistics", "mean rstd sums")
-# A task's share of a call: its arrays, parameters and statistics, memory of its own, eps, the activation's code.
-Forward = namedtuple("Forward", "arrays parameters statistics slot eps act")
-# The same in the backward pass, with the sums of each channel.
-Backward = namedtuple("Backward", "arrays parameters statistics slot channel_sums act")
+# Pointers to mean and rstd (or M2) of each group, and in the backward pass to m1 and m2.
+Statistics = namedtuple("Statistics", "mean rstd means")
+# A task's share of a call: its arrays, parameters and statistics, the sums of parts that those come from (in the
+# backward pass of each channel), memory of its own, eps and the activation's code.
+Call = namedtuple("Call", "arrays parameters statistics sums slot eps act")
 # A block: its arrays, at its first element; its sample and that one's parameters; its first channel; a task's memory.
 Block = namedtuple("Block", "arrays n parameters channel slot act")
-# x_hat = (x * unit + origin) * factor + lack, as `moments.coefficients` gives them.
+# x_hat = (x * unit + origin) * factor + lack, as `moments.coefficients` gives them; what comes before `+ lack` is d.
 Centre = namedtuple("Centre", "unit origin factor lack")
-# y = (x * unit + origin) * scale + shift, for each lane of a vector.
-Affine = namedtuple("Affine", "unit origin scale shift")
-# What dz and d are made with, for each lane of a vector; the bias has in it what d lacks to x_hat.
-Upstream = namedtuple("Upstream", "unit origin factor weight bias")
 # What a group's dx is made with beside its channels' weights: rstd, and what d and 1 are multiplied by.
 Means = namedtuple("Means", "rstd by_d constant")
+# What the results of a group are made with: in the forward pass a Centre, in the backward pass both.
+CentreAndMeans = namedtuple("CentreAndMeans", "centre means")
+# y = (x * unit + origin) * scale + shift, for each lane of a vector.
+Affine = namedtuple("Affine", "unit origin scale shift")
+# What dz and d are made with, for each lane of a vector; the bias is bias + weight * (x_hat - d).
+ForDz = namedtuple("ForDz", "unit origin factor weight bias")
 # dx = dz * scale + d * by_d + constant, for each lane of a vector.
-Gradient = namedtuple("Gradient", "scale by_d constant")
-# Coefficients in tables, one value for each value of a row, `pitch` apart; and the unit that all groups have in common.
-Tables = namedtuple("Tables", "slot pitch unit")
+ForDx = namedtuple("ForDx", "scale by_d constant")
+# What a vector of results is made with: in the forward pass an Affine, in the backward pass both.
+Gradients = namedtuple("Gradients", "for_dz for_dx")
+
+
+@inlined
+def pointers(arrays, x_kind, skip_kind, residual_kind, dy_kind, y_kind, mask_kind):
+    """The `Arrays` of a kernel's arrays, which come in the same order, by the codes of their storage kinds."""
+    x, skip, residual, dy, y, dresidual, mask = arrays
+    return Arrays(
+        pointer(x, x_kind),
+        pointer(skip, skip_kind),
+        pointer(residual, residual_kind),
+        pointer(dy, dy_kind),
+        pointer(y, y_kind),
+        pointer(dresidual, residual_kind),
+        mask_pointer(mask, mask_kind),
+    )
+
+
+@inlined
+def moved(arrays, steps):
+    """The arrays, each by a number of elements of its own; `steps` are Arrays, too."""
+    return Arrays(
+        offset(arrays.x, steps.x),
+        offset(arrays.skip, steps.skip),
+        offset(arrays.residual, steps.residual),
+        offset(arrays.dy, steps.dy),
+        offset(arrays.y, steps.y),
+        offset(arrays.dresidual, steps.dresidual),
+        offset(arrays.mask, steps.mask),
+    )
 
 
 @inlined
 def at_sample(arrays, work, n):
     """The arrays at their sample n."""
-    return Arrays(
-        offset(arrays.x, n * work.x_n), offset(arrays.skip, n * work.skip_n), offset(arrays.residual, n * work.res_n),
-        offset(arrays.dy, n * work.dy_n), offset(arrays.y, n * work.y_n), offset(arrays.dresidual, n * work.dres_n),
-        offset(arrays.mask, n * work.mask_n),
-    )  # fmt: skip
+    steps = Arrays(
+        n * work.x_n, n * work.skip_n, n * work.res_n, n * work.dy_n, n * work.y_n, n * work.dres_n, n * work.mask_n
+    )
+    return moved(arrays, steps)
 
 
 @inlined
 def at_row(arrays, work, r):
     """The arrays r rows further on."""
-    return Arrays(
-        offset(arrays.x, r * work.x_r), offset(arrays.skip, r * work.skip_r), offset(arrays.residual, r * work.res_r),
-        offset(arrays.dy, r * work.dy_r), offset(arrays.y, r * work.y_r), offset(arrays.dresidual, r * work.dres_r),
-        offset(arrays.mask, r * work.mask_r),
-    )  # fmt: skip
+    steps = Arrays(
+        r * work.x_r, r * work.skip_r, r * work.res_r, r * work.dy_r, r * work.y_r, r * work.dres_r, r * work.mask_r
+    )
+    return moved(arrays, steps)
 
 
 @inlined
 def at_element(arrays, work, i):
     """The arrays i elements further on in their row."""
-    return Arrays(
-        offset(arrays.x, i), offset(arrays.skip, i), offset(arrays.residual, i), offset(arrays.dy, i),
-        offset(arrays.y, i), offset(arrays.dresidual, i), offset(arrays.mask, i * work.mask_c),
-    )  # fmt: skip
+    return moved(arrays, Arrays(i, i, i, i, i, i, i * work.mask_c))
 
 
 @inlined
 def past_gap(arrays, work, length):
     """What is read of the next row, by the indices of this one, whose rows have `length` elements and then a gap."""
-    return Arrays(
-        offset(arrays.x, work.x_r - length), offset(arrays.skip, work.skip_r - length), arrays.residual, arrays.dy,
-        arrays.y, arrays.dresidual, offset(arrays.mask, work.mask_r - length),
-    )  # fmt: skip
+    return at_element(at_row(arrays, work, 1), work, -length)
 
 
 @inlined
 def exactly(arrays):
     """The arrays as they are read for sums: see `memory.exact`."""
-    return Arrays(
-        exact(arrays.x, arrays.skip), exact(arrays.skip, arrays.skip), arrays.residual, arrays.dy, arrays.y,
-        arrays.dresidual, arrays.mask,
-    )  # fmt: skip
+    x, skip, residual, dy, y, dresidual, mask = arrays
+    return Arrays(exact(x, skip), exact(skip, skip), residual, dy, y, dresidual, mask)
 
 
 @inlined
 def only_within_rows(arrays):
     """The arrays of a row that is valid, with what its mask says within it: see `masks.within_rows`."""
-    return Arrays(
-        arrays.x, arrays.skip, arrays.residual, arrays.dy, arrays.y, arrays.dresidual, within_rows(arrays.mask)
-    )
+    x, skip, residual, dy, y, dresidual, mask = arrays
+    return Arrays(x, skip, residual, dy, y, dresidual, within_rows(mask))
 
 
 @inlined
@@ -101,9 +119,9 @@ def affine_of(centre, w, b):
 
 
 @inlined
-def upstream_of(centre, w, b):
+def for_dz_of(centre, w, b):
     """What dz and d are made with there."""
-    return Upstream(centre.unit, centre.origin, centre.factor, w, fma(w, centre.lack, b))
+    return ForDz(centre.unit, centre.origin, centre.factor, w, fma(w, centre.lack, b))
 
 
 @inlined
@@ -119,8 +137,7 @@ def parameters_of(parameters, work, c):
 
 
 @inlined
-def statistics_at(statistics, work, n, sums):
-    """The statistics of sample n, which has so many values of sums."""
-    return Statistics(
-        offset(statistics.mean, n * work.G), offset(statistics.rstd, n * work.G), offset(statistics.sums, n * sums)
-    )
+def statistics_at(statistics, work, n):
+    """The statistics of sample n."""
+    u = n * work.G
+    return Statistics(offset(statistics.mean, u), offset(statistics.rstd, u), offset(statistics.means, 2 * u))

@@ -1,30 +1,16 @@
 """One vector of results: y in the forward pass, dx and dresidual in the backward pass."""
 
-from ..callees import device, inlined
+from ..callees import device, implements, inlined
 from ..compiled import activate, slope
 from .masks import only_valid
-from .memory import lanes, load, present, splat, store, stream, until_aligned
+from .memory import lanes, load, present, splat, store, store_nontemporal, until_aligned
 from .moments import centred
+from .operands import Affine, Gradients
 from .vectors import fma, keep
 
 # Vectors of a run from which a first, partial one pays that lets the others be aligned. NumPy aligns large arrays to 16
 # bytes, and stores across two cache lines are slow.
 ALIGN_FROM = 16
-
-
-# While a small block is written from the cache, memory is idle: then the block this many further on is asked for.
-# One thread, float32: forward (1024, 4096) took 0.65 ms without and 0.55 with it, backward 2.6 and 2.1, (4096, 768) 1.8
-# and 1.3. One block on was too late, four no better. Blocks of more than AHEAD_MOST elements gained nothing.
-BLOCKS_AHEAD, AHEAD_MOST = 2, 1 << 12
-
-
-@device
-def elements_ahead(work, n, sample_step):
-    """How far ahead of what is written to ask for memory: 0 where blocks are large, or none follows."""
-    size = work.D * work.S
-    if size > AHEAD_MOST or n + BLOCKS_AHEAD >= work.N:
-        return 0
-    return BLOCKS_AHEAD * (sample_step if work.G == 1 else size)
 
 
 @device
@@ -39,7 +25,7 @@ def aligned_from(work, ptr, start, stop):
 def store_result(ptr, index, value, count, past):
     """Store whole vectors past the caches if asked to; ptr[index] must be aligned then."""
     if count is None and past:
-        stream(ptr, index, value)
+        store_nontemporal(ptr, index, value)
     else:
         store(ptr, index, value, count)
 
@@ -65,34 +51,10 @@ def clear_line(work, ptr, count):
 
 
 @device
-def result_of(row, i, count, affine, act):
-    """One vector of y, where x is valid."""
-    z = fma(centred(row, i, count, affine.unit, affine.origin), affine.scale, affine.shift)
-    if present(row.residual):
-        z = z + load(row.residual, i, count)
-    return activate(z, act)
+def dz_and_d(row, i, count, by, act):
+    """dz and d = (x + skip - K) * rstd of one vector; both are zero where x is not valid and from lane `count` on.
 
-
-@device
-def write_end(row, i, own, affine, act, past):
-    """One vector of y, of which the first `own` lanes are results and the others zero."""
-    store_result(row.y, i, keep(result_of(row, i, own, affine, act), own), None, past)
-
-
-@device
-def write_vector(row, i, count, affine, act, past):
-    """One vector of y, zeros where x is not valid.
-
-    Each index is read before it is written: y may be x, skip or residual itself.
-    """
-    store_result(row.y, i, only_valid(row.mask, i, result_of(row, i, count, affine, act)), count, past)
-
-
-@device
-def upstream(row, i, count, by, act):
-    """(dz, d) of one vector, d = (x + skip - K) * rstd; both are zero where x is not valid and from lane `count` on.
-
-    What d lacks to x_hat is the same for a whole block: the coefficients have it.
+    x_hat is d and one small number more, the same for a whole group: that is in the coefficients.
     """
     d = centred(row, i, count, by.unit, by.origin) * by.factor
     z = fma(d, by.weight, by.bias)
@@ -109,7 +71,44 @@ def gradient_of(dz, d, by):
 
 
 @device
-def write_gradient(row, i, count, dz, d, by, past):
-    """One vector of dx and dresidual."""
-    store_result(row.y, i, only_valid(row.mask, i, gradient_of(dz, d, by)), count, past)
+def y_of(row, i, count, by, act):
+    """One vector of y, where x is valid."""
+    z = fma(centred(row, i, count, by.unit, by.origin), by.scale, by.shift)
+    if present(row.residual):
+        z = z + load(row.residual, i, count)
+    return activate(z, act)
+
+
+def write_vector(row, i, count, by, act, past):
+    """One vector of y, by an Affine, or of dx and dresidual, by Gradients; zeros where x is not valid.
+
+    Each index is read before it is written: y may be x, skip or residual itself.
+    """
+
+
+@implements(write_vector, 3, Affine)
+def write_y(row, i, count, by, act, past):
+    store_result(row.y, i, only_valid(row.mask, i, y_of(row, i, count, by, act)), count, past)
+
+
+@implements(write_vector, 3, Gradients)
+def write_dx(row, i, count, by, act, past):
+    dz, d = dz_and_d(row, i, count, by.for_dz, act)
+    store_result(row.y, i, only_valid(row.mask, i, gradient_of(dz, d, by.for_dx)), count, past)
     store(row.dresidual, i, dz, count)
+
+
+def write_end(row, i, own, by, act, past):
+    """One vector of y or dx, of which the first `own` lanes are results and the others zero, where there is no mask."""
+
+
+@implements(write_end, 3, Affine)
+def end_y(row, i, own, by, act, past):
+    store_result(row.y, i, keep(y_of(row, i, own, by, act), own), None, past)
+
+
+@implements(write_end, 3, Gradients)
+def end_dx(row, i, own, by, act, past):
+    dz, d = dz_and_d(row, i, own, by.for_dz, act)
+    store_result(row.y, i, keep(gradient_of(dz, d, by.for_dx), own), None, past)
+    store(row.dresidual, i, dz, own)

@@ -1,4 +1,4 @@
-"""What `_schedule` shares out by the shapes alone, for compiled code."""
+"""How the work of a call is shared out by its shapes, as `shapes.schedule` has it, for compiled code."""
 
 from numba.extending import register_jitable
 
@@ -7,17 +7,15 @@ from ...shapes.geometry import FIELDS
 from ..callees import CALLEE
 from .work import set_field
 
-for _function in (
-    schedule.first_work, schedule.last_work, schedule.backward_first_work, schedule.backward_last_work,
-    schedule._parts, schedule._width, schedule._rows, schedule._elements,
-):  # fmt: skip
-    register_jitable(**CALLEE)(_function)
+SHARED = "first_work last_work backward_first_work backward_last_work _parts _width _rows _elements"
+for _name in SHARED.split():
+    register_jitable(**CALLEE)(getattr(schedule, _name))
 
 WORK_FIELDS = tuple(map(FIELDS.index, schedule.WORK))
 
 
 @register_jitable(**CALLEE)
 def take_shares(work, shares):
-    """Write what one of those functions gave."""
+    """Write what one of the functions named `..._work` gave among the integers of a problem."""
     for i in range(len(WORK_FIELDS)):
         set_field(work, WORK_FIELDS[i], shares[i])

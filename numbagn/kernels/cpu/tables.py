@@ -35,7 +35,7 @@ def parameters_along(elements, i, count):
 def expand(work, parameters, n, expanded, width, slot):
     """Where channels are short, but not single elements: weight and bias of sample n for each element, in `slot`.
 
-    Gives the sample they now stand there for; `expanded` is the one they stood for before, -1 for none.
+    `expanded` is the sample whose parameters stand there before, -1 for none; that of afterwards is given back.
     """
     s_count = work.S
     if s_count == 1 or s_count >= width or expanded == n or (expanded >= 0 and work.w_n == 0 and work.b_n == 0):

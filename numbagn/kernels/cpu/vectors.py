@@ -97,6 +97,11 @@ def code(typingctx, value):
     return Code(value.literal_value)(value), lambda context, builder, sig, args: context.get_dummy_value()
 
 
+def known(kind):
+    """The value of an argument of that type, a literal integer or a `Code`."""
+    return kind.value if isinstance(kind, Code) else kind.literal_value
+
+
 # ---------------------------------------------------------------------------------------------------- lane arithmetic
 
 
