@@ -260,7 +260,7 @@ def test_a_repeated_call_is_replayed_on_its_own_arrays(rng, monkeypatch):
     shape = (2, 4, 2, 4)
     x, dy, more = (normal(rng, shape, np.float32) for _ in range(3))
     weights = [normal(rng, 4, np.float32) for _ in range(3)]
-    monkeypatch.setattr(plans, "_plans", {})
+    monkeypatch.setattr(plans, "_plans", plans.Kept())
     for turn, w in enumerate(weights):
         given = w if turn == 2 else send(w)  # a layer's parameters are the host's
         options = {"weight": given, "skip": send(more), "residual": send(dy), "activation": "silu"}

@@ -71,7 +71,7 @@ class Device:
         for module in (device, passes, running):
             monkeypatch.setattr(module, "cuda_module", lambda: self.cuda)
         monkeypatch.setattr(target, "launch", self.run)
-        monkeypatch.setattr(plans, "_plans", {})
+        monkeypatch.setattr(plans, "_plans", plans.Kept())
         monkeypatch.setattr(families, "_known", {})
         device._kept.cache_clear()
         self.torch = torch_of(self)

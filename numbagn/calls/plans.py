@@ -12,7 +12,7 @@ from .operands import forget_shares
 from .padding import Lengths, Masks
 from .rows import ROWS
 
-__all__ = ["Plan", "Way", "forget_plans", "key_of", "planned", "remember"]
+__all__ = ["Kept", "Plan", "Way", "forget_plans", "key_of", "planned", "remember"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -51,15 +51,19 @@ class Plan(NamedTuple):
 # -------------------------------------------------------------------------------------------------- those that are kept
 
 
-_plans: dict[Any, Plan] = {}
-planned = _plans.get  # by a key; None, which is no key, has no plan
+class Kept(dict[Any, Any]):
+    """Plans by their keys; None, which is no key, has no plan."""
+
+    def keep(self, key: Any, plan: Any) -> None:
+        """Keep a plan for the next calls of that key."""
+        if key is not None:
+            if len(self) >= MOST_PLANS:
+                self.clear()
+            self[key] = plan
 
 
-def remember(key: tuple[Any, ...], plan: Plan) -> None:
-    """Keep a plan for the next calls of that key."""
-    if len(_plans) >= MOST_PLANS:
-        _plans.clear()
-    _plans[key] = plan
+_plans = Kept()
+planned, remember = _plans.get, _plans.keep
 
 
 def forget_plans() -> None:

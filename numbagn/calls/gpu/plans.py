@@ -11,12 +11,10 @@ import numpy as np
 
 from ...arrays.device import DeviceArray, overlap
 from ..checks import Problem
+from ..plans import Kept
 from ..rows import ROWS
 
 __all__ = ["Came", "Launch", "Made", "Plan", "forget", "key_of", "plan_of"]
-
-# Plans kept; after that all are forgotten.
-MOST_PLANS = 1024
 
 # What came with a call, by the names of arguments: arrays on the device, or what is wrong with one.
 Came = dict[str, DeviceArray | Exception | None]
@@ -47,19 +45,16 @@ class Plan(NamedTuple):
     results: tuple[str, ...]  # names of buffers
 
 
-_plans: dict[Any, Plan] = {}
+_plans = Kept()
 forget: Callable[[], None] = _plans.clear
 
 
 def plan_of(key: Any, make: Callable[[], Plan]) -> Plan:
     """The plan that is kept for the key, else a new one; without a key it is used once."""
-    plan = _plans.get(key) if key is not None else None
+    plan: Plan | None = _plans.get(key)
     if plan is None:
         plan = make()
-        if key is not None:
-            if len(_plans) >= MOST_PLANS:
-                _plans.clear()
-            _plans[key] = plan
+        _plans.keep(key, plan)
     return plan
 
 
