@@ -88,6 +88,16 @@ def form_of(values):
     return None if values is None else 0
 
 
+# A kernel, made from the names of its arguments: Numba does not inline what is called with *arguments.
+_ENTRY = """
+def entry_of(body, nest):
+    def {name}(numbers):
+        {arguments} = nest(numbers)
+        body({arguments})
+    return {name}
+"""
+
+
 @cache
 def launchable(kernel, form):
     """The kernel for arguments of that form, which is given their numbers as one tuple.
@@ -95,16 +105,18 @@ def launchable(kernel, form):
     So a launch costs what its numbers cost, 1 us each, and nothing for what is absent: numba-cuda spends another 2.7 us
     on each tuple among the arguments.
     """
+    function, code = kernel.function, kernel.function.__code__
+    # Inlined before NVVM sees it: only in the kernel itself does NVVM know how many threads a block has, so that
+    # `threadIdx.x // team` becomes 0 where the team is the block; as a function of its own the body took up to 47
+    # registers more for compute capability 10.
+    body = function if SIMULATED else cuda.jit(function, device=True, inline="always")
     bounds = {} if SIMULATED else {"launch_bounds": kernel.threads}
-    body, nest = kernel.function if SIMULATED else device(kernel.function), nested(form)
-
-    def entry(numbers):
-        body(*nest(numbers))
-
-    # with the names of the module that it is written in: to those alone the simulator lends its own `cuda`
-    names, told = kernel.function.__globals__, kernel.function.__name__
-    entry = FunctionType(entry.__code__, names, told, None, entry.__closure__)
-    entry.__qualname__ = told
+    arguments = ", ".join(code.co_varnames[: code.co_argcount])
+    # With the names of the module that it is written in: to those alone the simulator lends its own `cuda`
+    made = {}
+    exec(_ENTRY.format(name=function.__name__, arguments=arguments), function.__globals__, made)
+    entry = made["entry_of"](body, nested(form))
+    entry.__qualname__ = function.__name__
     return Launchable(cuda.jit(**bounds)(entry), kernel.threads)
 
 
