@@ -192,7 +192,11 @@ def group_moments(
     p, x, valid = p._replace(dtype=p.dtype.wide), view("chunk", chunk), None
     if lengths is not None or mask is not None:
         valid = valid_positions(lengths, mask, p, x)
-    arrays = Arrays(p.x, None, None, None, p.empty(p.result))  # to which nothing is written
+    steps = [step // p.x.itemsize * p.result.itemsize for step in p.x.strides]
+    unwritten = np.lib.stride_tricks.as_strided(
+        np.empty(1, p.result), p.shape, steps
+    )  # a y of which there is no memory
+    arrays = Arrays(p.x, None, None, None, unwritten)
     plan = plan_of("forward", p, arrays, (None, None), valid, **STATISTICS_ONLY)
     done = run(plan, arrays, (None, None), p.eps, valid and valid.positions)
     assert done is not None

@@ -14,7 +14,7 @@ from cases import in_layout, normal, same_bits
 
 import numbagn
 from numbagn.arrays import recycling
-from numbagn.calls import passes
+from numbagn.calls import passes, running
 
 SHAPE = (2, 8, 16, 16)
 LIMIT = 4 * (2 * 8 * 16 * 16 * 4 + 64)
@@ -23,7 +23,7 @@ LIMIT = 4 * (2 * 8 * 16 * 16 * 4 + 64)
 @pytest.fixture(autouse=True)
 def small_results_count_as_large(monkeypatch, one_thread):
     monkeypatch.setattr(recycling, "LEAST_BYTES", 1024)
-    monkeypatch.setattr(passes, "LEAST_BYTES", 1024)
+    monkeypatch.setattr(running, "LEAST_BYTES", 1024)
     monkeypatch.setattr(recycling, "_buffers", [])
     monkeypatch.setattr(recycling, "MOST_BYTES", LIMIT)
 

@@ -195,7 +195,7 @@ def samples_apart(
 def _remember(key: Any, plan: Plan, valid: Valid | None, *parameters: Array | None) -> None:
     """Keep a plan that ran on the arrays that came."""
     p = plan.frame
-    if valid is not None and valid.lengths is not None and valid.most == 0:
+    if key is None or (valid is not None and valid.lengths is not None and valid.most == 0):
         return
     direct = all(v is None or (v.ndim == 1 and v.dtype == p.dtype.accumulator) for v in parameters)
     remember(key, plan._replace(direct=direct and len(p.parameter_shapes[0]) == 1))

@@ -28,7 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # What a run leaves: the kernel's work, sums for gradients of parameters, the integers of each problem.
 Done = tuple[Array, Any, Array]
 
-AT, SAMPLE = FIELDS.index("AT"), FIELDS.index("SAMPLE")
+AT, SAMPLE, KEEP_M2 = map(FIELDS.index, ("AT", "SAMPLE", "KEEP_M2"))
 
 
 def plan_of(
@@ -126,7 +126,8 @@ def run(
         slots = np.empty(size, no_weight.dtype) if size else no_weight
         masked = x, skip, residual, dy, y, dresidual, mask
         kernel(some, statistics, masked, (weight, bias), (work, gradients, slots), share)
-    padding.clear(arrays[4], arrays[5], problems, positions)
+    if not dims[0, KEEP_M2]:  # else there are only statistics
+        padding.clear(arrays[4], arrays[5], problems, positions)
     if gradients is not None and (plan.per_sample or len(runs) != 1):
         work, gradients = _gathered(plan, work, problems)
     return work, gradients, problems
