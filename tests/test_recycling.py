@@ -14,7 +14,7 @@ from cases import in_layout, normal, same_bits
 
 import numbagn
 from numbagn.arrays import recycling
-from numbagn.calls import passes, running
+from numbagn.calls import running
 
 SHAPE = (2, 8, 16, 16)
 LIMIT = 4 * (2 * 8 * 16 * 16 * 4 + 64)
