@@ -193,9 +193,8 @@ def group_moments(
     if lengths is not None or mask is not None:
         valid = valid_positions(lengths, mask, p, x)
     steps = [step // p.x.itemsize * p.result.itemsize for step in p.x.strides]
-    unwritten = np.lib.stride_tricks.as_strided(
-        np.empty(1, p.result), p.shape, steps
-    )  # a y of which there is no memory
+    # a y of which there is no memory, as nothing is written
+    unwritten = np.lib.stride_tricks.as_strided(np.empty(1, p.result), p.shape, steps)
     arrays = Arrays(p.x, None, None, None, unwritten)
     plan = plan_of("forward", p, arrays, (None, None), valid, **STATISTICS_ONLY)
     done = run(plan, arrays, (None, None), p.eps, valid and valid.positions)

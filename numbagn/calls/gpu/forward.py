@@ -64,9 +64,7 @@ def _channels_last(draft: Draft, work: Work) -> None:
     merged = Merged(D * sums.slices, by(D), p.C, sums.slices * p.C, D)
 
     sum_up = split.sums_last(options.of_sums(), columns, grids.THREADS)
-    draft.launch(
-        sum_up, blocks, work.arrays._replace(residual=None, y=None), work.lengths, partials, slices, sizes, p.eps
-    )
+    draft.launch(sum_up, blocks, _summed(work), work.lengths, partials, slices, sizes, p.eps)
     draft.launch(split.settle(grids.THREADS), sizes.groups, partials, STATS, merged, sizes, p.eps)
     apply = split.apply_last(options, columns, grids.VECTORS, grids.THREADS)
     draft.launch(apply, blocks, work.arrays, work.parameters, work.lengths, STATS, slices, sizes)
@@ -83,9 +81,7 @@ def _channels_first(draft: Draft, work: Work) -> None:
     merged = Merged(sums.slices, by(1), 1, p.G * sums.slices, sums.slices)
 
     sum_up = split.sums_first(options.of_sums(), grids.VECTORS, grids.THREADS)
-    draft.launch(
-        sum_up, number, work.arrays._replace(residual=None, y=None), work.lengths, partials, slices, sizes, p.eps
-    )
+    draft.launch(sum_up, number, _summed(work), work.lengths, partials, slices, sizes, p.eps)
     draft.launch(split.settle(grids.THREADS), sizes.groups, partials, STATS, merged, sizes, p.eps)
     stretches = -(-D * p.S // (options.count * grids.VECTORS * grids.THREADS))
     apply = split.apply_first(options, grids.VECTORS, grids.THREADS)

@@ -10,11 +10,6 @@ def accumulator_of(kind):
     return "float64" if kind == "float64" else "float32"
 
 
-def lanes_of(kind):
-    """Values in 16 bytes, the most that one instruction moves."""
-    return 16 // ITEMSIZE[kind]
-
-
 class Kinds(NamedTuple):
     """The kinds of the arrays of a call; "" where there is none. y is of x's kind, dresidual of the residual's."""
 
