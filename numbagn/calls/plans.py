@@ -98,35 +98,47 @@ def key_of(
             return None
     if activation is not None and type(activation) is not str:
         return None
+    owned = True
+    if out is not None:
+        flags = out.flags
+        if not flags.behaved:
+            return None
+        owned = flags.owndata
+        if out is not x and not (owned and x.flags.owndata) and np.may_share_memory(out, x):
+            return None
     shapes: tuple[Any, ...] = ()
     for value in operands:
         if value is None:
             shapes += _NOTHING
-        elif type(value) is ndarray and value.flags.aligned:
-            shapes += value.shape, value.strides, value.dtype
-        else:
+            continue
+        if type(value) is not ndarray or not value.flags.aligned or (value is not out and _meet(out, owned, value)):
             return None
+        shapes += value.shape, value.strides, value.dtype
     for value in parameters:
         if value is None:
             shapes += _NOTHING
-        elif type(value) is ndarray and value is not out and value.flags.carray:
-            shapes += value.shape, value.dtype
-        else:
+            continue
+        if type(value) is not ndarray:
             return None
+        flags = value.flags
+        if not flags.carray or (not (owned and flags.owndata) and _meet(out, owned, value)) or value is out:
+            return None
+        shapes += value.shape, value.dtype
     if out is None:
         return kind, options, x.shape, x.strides, x.dtype, shapes
-    flags = out.flags
-    if not flags.behaved:
-        return None
-    owned, same = flags.owndata, out is x
-    for other in (x, *operands, *parameters):
-        # two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no base
-        # does not say so: extension types wrap memory without one.)
-        apart = other is None or other is out or (owned and other.flags.owndata)
-        if not apart and np.may_share_memory(out, other):
-            return None
-    places = same if not operands else (same, *[out is other for other in operands])
-    return kind, options, x.shape, x.strides, x.dtype, shapes, out.shape, out.strides, out.dtype, places
+    same: Any = out is x
+    if operands:
+        same = same, *[out is other for other in operands]
+    return kind, options, x.shape, x.strides, x.dtype, shapes, out.shape, out.strides, out.dtype, same
+
+
+def _meet(out: Array | None, owned: bool, other: Array) -> bool:
+    """Whether an out, which owns its memory or not, may share it with another array.
+
+    Two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no base does
+    not say so: extension types wrap memory without one.)
+    """
+    return out is not None and not (owned and other.flags.owndata) and np.may_share_memory(out, other)
 
 
 _NOTHING: tuple[Any, ...] = (None,)
