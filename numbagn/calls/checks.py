@@ -57,6 +57,11 @@ class Problem(NamedTuple):
         """The shape of mean and rstd."""
         return self.N, self.G
 
+    @property
+    def spatial(self) -> list[int]:
+        """The axes of positions."""
+        return sorted(self.order)
+
     def in_order(self, statistic: np.ndarray) -> np.ndarray:
         """A mean or rstd with its axes in the order the kernels walk them."""
         return statistic

@@ -51,7 +51,7 @@ def forward(given: tuple[Any, ...], with_statistics: bool) -> tuple[Any, Any, An
 
 
 def _first_forward(given: Forward, key: Any) -> tuple[Any, Any, Any]:
-    """A forward pass without a plan."""
+    """A forward pass without a plan, or with lengths that have to be looked at before it runs."""
     x, num_groups, weight, bias, eps, channel_axis, activation, skip, residual, lengths, mask, out = given
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, eps, channel_axis, activation)
     parameters = parameter("weight", weight, p), parameter("bias", bias, p)
@@ -62,7 +62,7 @@ def _first_forward(given: Forward, key: Any) -> tuple[Any, Any, Any]:
         return (y if out is None else out), np.zeros(p.statistics_shape), np.zeros(p.statistics_shape)
     target, parameters = target_of(Arrays(p.x, s, r, None, y), p, parameters)
     arrays = Arrays(p.x, s, r, None, target)
-    plan = plan_of("forward", p, arrays, parameters, valid)
+    plan = planned(key) or plan_of("forward", p, arrays, parameters, valid)
     samples = list(samples_apart(p, valid, (x, s, r), parameters))
     done = run(plan, arrays, parameters, p.eps, valid and valid.positions)
     assert done is not None
@@ -104,7 +104,7 @@ def backward(given: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _first_backward(given: Backward, key: Any) -> tuple[Any, ...]:
-    """A backward pass without a plan."""
+    """The backward pass, as `_first_forward`."""
     dy, x, mean, rstd, num_groups, weight, bias, channel_axis, activation, skip, residual, lengths, mask, out = given
     p = (rows if channel_axis is ROWS else problem)(x, num_groups, 0.0, channel_axis, activation)
     weight, bias, residual = (  # whose shapes and dtypes their gradients have
@@ -125,7 +125,7 @@ def _first_backward(given: Backward, key: Any) -> tuple[Any, ...]:
     else:
         target, parameters = target_of(Arrays(p.x, s, r, g, dx), p, parameters, m, rs)
         arrays = Arrays(p.x, s, r, g, target, dr)
-        plan = plan_of("backward", p, arrays, parameters, valid)
+        plan = planned(key) or plan_of("backward", p, arrays, parameters, valid)
         samples = list(samples_apart(p, valid, (x, s, r, g), parameters))
         here = plan._replace(per_sample=True) if samples else plan
         done = run(here, arrays, parameters, (m.reshape(-1), rs.reshape(-1)), valid and valid.positions)

@@ -104,24 +104,25 @@ def key_of(
         if not flags.behaved:
             return None
         owned = flags.owndata
-        if out is not x and not (owned and x.flags.owndata) and np.may_share_memory(out, x):
+        if out is not x and _meet(out, owned, x):
             return None
     shapes: tuple[Any, ...] = ()
     for value in operands:
         if value is None:
             shapes += _NOTHING
             continue
-        if type(value) is not ndarray or not value.flags.aligned or (value is not out and _meet(out, owned, value)):
+        if type(value) is not ndarray or not value.flags.aligned:
+            return None
+        if out is not None and value is not out and _meet(out, owned, value):
             return None
         shapes += value.shape, value.strides, value.dtype
     for value in parameters:
         if value is None:
             shapes += _NOTHING
             continue
-        if type(value) is not ndarray:
+        if type(value) is not ndarray or not value.flags.carray:
             return None
-        flags = value.flags
-        if not flags.carray or (not (owned and flags.owndata) and _meet(out, owned, value)) or value is out:
+        if out is not None and (value is out or _meet(out, owned, value)):
             return None
         shapes += value.shape, value.dtype
     if out is None:
@@ -132,13 +133,13 @@ def key_of(
     return kind, options, x.shape, x.strides, x.dtype, shapes, out.shape, out.strides, out.dtype, same
 
 
-def _meet(out: Array | None, owned: bool, other: Array) -> bool:
+def _meet(out: Array, owned: bool, other: Array) -> bool:
     """Whether an out, which owns its memory or not, may share it with another array.
 
     Two arrays that own their memory share none: cheaper to know than `may_share_memory`. (That there is no base does
     not say so: extension types wrap memory without one.)
     """
-    return out is not None and not (owned and other.flags.owndata) and np.may_share_memory(out, other)
+    return not (owned and other.flags.owndata) and np.may_share_memory(out, other)
 
 
 _NOTHING: tuple[Any, ...] = (None,)

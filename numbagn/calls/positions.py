@@ -48,8 +48,7 @@ def valid_positions(lengths: Any, mask: Any, p: Problem, x: Array) -> Valid:
     if isinstance(p, Rows):
         name = "mask" if lengths is None else "lengths"
         raise ValueError(f"{name} must not be given to layer norm, which normalizes each row by itself")
-    spatial = [axis for axis in range(1, len(p.shape)) if axis != p.channel_axis]
-    n = None if lengths is None else lengths_of(lengths, p, spatial)
+    n, spatial = None if lengths is None else lengths_of(lengths, p), p.spatial
     flags = None if mask is None else _mask(mask, p)
     if n is not None and flags is not None:
         along = np.arange(p.shape[spatial[0]]) < n[:, None]
@@ -83,16 +82,18 @@ def _laid_out_alone(p: Problem, x: Array, length: int) -> bool:
     """
     if p.x is x:
         return True
-    axis = next(a for a in range(1, len(p.shape)) if a != p.channel_axis)
+    axis = p.spatial[0]
     shape = tuple(1 if a == 0 else length if a == axis else size for a, size in enumerate(p.shape))
     layout, order, _ = laid_out(shape, x.strides, x.itemsize, p.channel_axis, x.flags.aligned)
     return layout == p.layout and [a for a in order if shape[a] > 1] == [a for a in p.order if shape[a] > 1]
 
 
-def lengths_of(lengths: Any, p: Problem, spatial: list[int]) -> Array:
-    if not spatial:
+def lengths_of(lengths: Any, p: Problem) -> Array:
+    """Check `lengths`: they count along the first axis of positions."""
+    if not p.spatial:
         raise ValueError(f"lengths must not be given where x has no positions, got x of shape {p.shape}{ONE_CHANNEL}")
-    most = p.shape[spatial[0]]
+    axis = p.spatial[0]
+    most = p.shape[axis]
     if not isinstance(lengths, np.ndarray) and hasattr(lengths, "__dlpack__"):
         lengths = view("lengths", lengths)
     if not isinstance(lengths, (np.ndarray, list, tuple)) or isinstance(lengths, np.ma.MaskedArray):
@@ -110,7 +111,7 @@ def lengths_of(lengths: Any, p: Problem, spatial: list[int]) -> Array:
         raise ValueError(f"lengths must have shape ({p.N},), got {values.shape}{reshaped(values.shape, (p.N,))}")
     wrong = values[(values < 0) | (values > most)]
     if wrong.size:
-        raise ValueError(f"lengths must be from 0 to {most}, the size of axis {spatial[0]}; got {wrong[0]}")
+        raise ValueError(f"lengths must be from 0 to {most}, the size of axis {axis}; got {wrong[0]}")
     return values.astype(np.int64)
 
 

@@ -17,7 +17,7 @@ from .drafts import Draft
 from .grids import MOST
 from .plans import Came
 
-__all__ = ["Operands", "host_lengths", "operands_of"]
+__all__ = ["Operands", "operands_of"]
 
 
 class Operands(NamedTuple):
@@ -134,9 +134,9 @@ class _Arguments:
             return None
         if isinstance(p, Rows):
             raise ValueError("lengths must not be given to layer norm, which normalizes each row by itself")
-        buffer, spatial = self.buffer("lengths"), _spatial(p)
+        buffer, spatial = self.buffer("lengths"), p.spatial
         if buffer is None:
-            host_lengths(given, p)
+            lengths_of(given, p)
         elif buffer.array.dtype != np.int64:
             raise TypeError(f"lengths must have dtype int64 on a GPU, got {buffer.array.dtype}")
         elif buffer.shape != (p.N,):
@@ -146,15 +146,6 @@ class _Arguments:
         if not spatial or not outermost(p, spatial[0]):
             raise ValueError("lengths must count along the outermost spatial axis in memory on a GPU")
         return Lengths("lengths", int(np.prod([p.shape[axis] for axis in spatial[1:]], dtype=np.int64)))
-
-
-def host_lengths(lengths: Any, p: Problem) -> np.ndarray:
-    """Checked lengths of the host."""
-    return lengths_of(lengths, p, _spatial(p))
-
-
-def _spatial(p: Problem) -> list[int]:
-    return [axis for axis in range(1, len(p.shape)) if axis != p.channel_axis]
 
 
 def _natural_unless_walkable(array: np.ndarray, given: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ...arrays.device import cuda_module, described
 from ..arguments import Backward, Forward
+from ..positions import lengths_of
 from .plans import Came, Plan, key_of, plan_of
 from .running import Call, current
 
@@ -41,15 +42,13 @@ def _run(given: Forward | Backward) -> tuple[Call, list[Any]]:
     """A call and its results."""
     x = described("x", given.x)
     cuda_module()  # or an error that says what is missing, before kernels are imported
-    from .operands import host_lengths
-
     kind = type(given)
     with current(x), Call(x) as call:
         came = call.came(given, ARRAYS[kind])
         key = key_of(came, given.lengths is None, *OPTIONS[kind](given)) if given.mask is None else None
         plan = plan_of(key, lambda: _planned(given, came))
         if given.lengths is not None and came["lengths"] is None:
-            came["lengths"] = call.uploaded("lengths", host_lengths(given.lengths, plan.problem))
+            came["lengths"] = call.uploaded("lengths", lengths_of(given.lengths, plan.problem))
         buffers = call.run(plan, came)
     return call, [buffers[name] for name in plan.results]
 
